@@ -1,0 +1,27 @@
+"""What each Ray worker runs: a config in; on rank 0 the run's result, and the last lines for the terminal, out."""
+
+import functools
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from flamscale.config import PretrainConfig, from_dict
+from flamscale.pretrain import pretrain, summary
+from flamscale_cluster.zero import ZeroEngine
+
+
+def run_worker(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]] | None:
+    """Runs this worker's part of the main job; `settings` holds its config as a dict, and its command line."""
+    config = from_dict(PretrainConfig, settings["config"])
+    context = ray.train.get_context()
+    device = torch.device("cpu")
+    if config.cluster.accelerator == "gpu":
+        device = ray.train.torch.get_device()
+        torch.cuda.set_device(device)
+    torch.set_num_threads(config.cluster.cpus_per_worker)
+    make_engine = functools.partial(ZeroEngine, zero_stage=config.cluster.zero_stage, device=device, seed=config.seed)
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    result = pretrain(config, make_engine, rank, world_size, device, settings["command"])
+    return None if result is None else (result, summary(config, result))

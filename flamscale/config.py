@@ -1,0 +1,331 @@
+"""Every setting of a run, as frozen dataclasses: the recipes' flags, `config.json`, and the arguments of all parts.
+
+Imports nothing heavy, so that `--help` answers at once. A part is built by passing its config to its class.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from flamscale.errors import ConfigError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which shards to read, and how."""
+
+    url: str = ""
+    """Folder or s3:// URL of the data set: the one that holds manifest.json."""
+    window_shards: int = 16
+    """Shards whose clips are shuffled together (count); reads stay near-sequential inside a window."""
+    prefetch_batches: int = 2
+    """Micro-batches decoded ahead of training by a background thread (count); 0 decodes in the training thread."""
+    cache_mib: int = 0
+    """Memory a worker process may fill with whole decoded samples (MiB); 0 decodes just the frames of each clip."""
+    max_bad_fraction: float = 0.01
+    """Share of samples that may turn out damaged before the run stops with an error (0 to 1)."""
+
+    def __post_init__(self) -> None:
+        _require(self.window_shards >= 1, f"data.window-shards must be at least 1, got {self.window_shards}.")
+        _require(self.prefetch_batches >= 0, f"data.prefetch-batches must be 0 or more, got {self.prefetch_batches}.")
+        _require(self.cache_mib >= 0, f"data.cache-mib must be 0 or more, got {self.cache_mib}.")
+        _require(
+            0 <= self.max_bad_fraction <= 1,
+            f"data.max-bad-fraction must lie between 0 and 1, got {self.max_bad_fraction}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Stage 1 model: frame -> N patch tokens of C channels -> frame (Eq. 1)."""
+
+    architecture: Literal["impala", "magvit"] = "impala"
+    """impala: IMPALA encoder with LAPO-style decoder, for simulated video; magvit: MAGVIT-v2 style, for real video."""
+    image_size: int = 128
+    """Height and width of a frame (pixels)."""
+    downsample: int = 16
+    """Pixels a token covers along each side (a power of two)."""
+    base_channels: int = 32
+    """Channels of the first encoder level (count); deeper levels double it up to max_channels."""
+    max_channels: int = 256
+    """Channels of the deepest levels (count)."""
+    num_residual_blocks: int = 2
+    """Residual blocks a level (count)."""
+    patch_channels: int = 256
+    """Hidden channels of the patch-wise path beside the convolutions (count)."""
+    feature_channels: int = 128
+    """Channels C of the features the decoder and FLAM see (count)."""
+    fsq_levels: tuple[int, ...] = (4, 4, 4, 4, 4)
+    """Quantisation levels of each FSQ dimension; their product is the codebook size."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.downsample >= 2 and self.downsample & (self.downsample - 1) == 0,
+            f"tokenizer.downsample must be a power of two from 2 up, got {self.downsample}.",
+        )
+        _require(
+            self.image_size > 0 and self.image_size % self.downsample == 0,
+            f"tokenizer.image-size must be divisible by tokenizer.downsample, got {self.image_size} and "
+            f"{self.downsample}; make shards of another size, or choose another down-sampling.",
+        )
+        for name in ("base_channels", "max_channels", "num_residual_blocks", "patch_channels", "feature_channels"):
+            value = getattr(self, name)
+            _require(value >= 1, f"tokenizer.{name.replace('_', '-')} must be at least 1, got {value}.")
+        _require(
+            bool(self.fsq_levels) and min(self.fsq_levels) >= 2,
+            f"tokenizer.fsq-levels must each be at least 2, got {self.fsq_levels}.",
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens N of one frame."""
+        return (self.image_size // self.downsample) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlamConfig:
+    """Stage 2 model: factorizer, IDM, FDM and aggregator on frozen features (Eq. 2-5)."""
+
+    num_slots: int = 4
+    """Slots K, the number of factors the scene is split into (count)."""
+    width: int = 256
+    """Model width D of slots and tokens (channels)."""
+    action_width: int = 64
+    """Width A of one factor's latent action (channels); the paper keeps K*A = D."""
+    num_heads: int = 8
+    """Attention heads of every transformer block (count)."""
+    num_blocks: int = 2
+    """Blocks in each of IDM, FDM and aggregator (count)."""
+    slot_iterations: int = 3
+    """Slot-attention iterations I of the factorizer, each followed by temporal attention (count)."""
+    mlp_ratio: int = 4
+    """Hidden width of every MLP over its model width (ratio)."""
+    activation_checkpointing: bool = False
+    """Recompute the factorizer's iterations in the backward pass: less memory, about a third more compute."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_slots >= 1, f"flam.num-slots (K) must be at least 1, got {self.num_slots}.")
+        for name in ("width", "action_width", "num_heads", "num_blocks", "slot_iterations", "mlp_ratio"):
+            value = getattr(self, name)
+            _require(value >= 1, f"flam.{name.replace('_', '-')} must be at least 1, got {value}.")
+        _require(
+            self.width % (2 * self.num_heads) == 0,
+            f"flam.width must be divisible by twice flam.num-heads, got {self.width} and {self.num_heads}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of training: batches, optimiser, and how often to log, validate and save."""
+
+    num_steps: int = 100_000
+    """Optimiser steps (count)."""
+    global_batch: int = 32
+    """Clips in one optimiser step, over all workers (count); the same whatever the world size."""
+    micro_batch: int = 32
+    """Clips a worker puts through the model at once (count); accumulation makes up the rest of its share."""
+    clip_frames: int = 8
+    """Frames T of one clip (count)."""
+    frame_stride: int = 1
+    """Distance between successive frames of a clip (source frames)."""
+    clip_hop: int = 1
+    """Distance between the first frames of successive clips of one sample (source frames)."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW (a step)."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after warm-up: constant, or cosine down to min_lr_ratio at the last step."""
+    warmup_steps: int = 500
+    """Steps over which the learning rate rises from 0 (count)."""
+    min_lr_ratio: float = 0.05
+    """Learning rate at the end of the cosine schedule, over its peak (ratio)."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay, on matrices only (a step, times the learning rate)."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm (L2); larger gradients are scaled down to it; 0 leaves them as they are."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass; optimiser states stay fp32."""
+    log_every: int = 50
+    """Steps between two records in metrics.jsonl (count)."""
+    validate_every: int = 1_000
+    """Steps between two passes over validation clips (count); 0 for never."""
+    validation_clips: int = 256
+    """Clips of one validation pass, over all workers (count)."""
+    checkpoint_every: int = 1_000
+    """Steps between two checkpoints (count)."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept on disk (count)."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_steps", "global_batch", "micro_batch", "clip_frames", "frame_stride", "clip_hop",
+            "log_every", "validation_clips", "checkpoint_every", "keep_checkpoints",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            _require(value >= 1, f"{name.replace('_', '-')} of a stage must be at least 1, got {value}.")
+        for name in ("learning_rate", "warmup_steps", "weight_decay", "grad_clip", "validate_every"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name.replace('_', '-')} of a stage must be 0 or more, got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerStageConfig(StageConfig):
+    """Stage 1: pixel MSE, optionally LPIPS."""
+
+    clip_frames: int = 1
+    """Frames T of one clip (count); 1 trains on single frames."""
+    global_batch: int = 64
+    """Clips in one optimiser step, over all workers (count); the same whatever the world size."""
+    moving_weight: float = 0.0
+    """Extra weight on pixels that differ from the median frame (times the plain weight); 0 is the plain pixel MSE."""
+    encoder_lr_ratio: float = 1.0
+    """Learning rate of the encoder over the rest's (ratio); 0.1 keeps codes from merging early on small scenes."""
+    lpips_weight: float = 0.0
+    """Weight of the LPIPS term (VGG16); needs lpips_weights."""
+    lpips_weights: str = ""
+    """File of LPIPS weights (.safetensors), made by recipes/convert_lpips.py; never downloaded."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.moving_weight >= 0, f"moving-weight must be 0 or more, got {self.moving_weight}.")
+        _require(self.lpips_weight >= 0, f"lpips-weight must be 0 or more, got {self.lpips_weight}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlamStageConfig(StageConfig):
+    """Stage 2: Eq. 6 with beta annealing and multi-step prediction.
+
+    Eq. 6 as written here: the squared error is a mean over clips, frames, tokens and channels, the KL a mean over
+    clips and frames of its sum over factors and action channels. Beta therefore lies N*C below a summed Eq. 6's.
+    """
+
+    beta: float = 1e-6
+    """Weight of the KL in Eq. 6 after warm-up (loss units a nat)."""
+    beta_warmup_start: int = 0
+    """Step at which beta starts to rise from 0 (count)."""
+    beta_warmup_steps: int = 1
+    """Steps over which beta rises linearly to its value (count)."""
+    predict_steps: int = 1
+    """Prediction depth P: the loss averages predictions 1 to P steps ahead, each fed with the one before (count)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.beta >= 0, f"beta must be 0 or more, got {self.beta}.")
+        _require(self.beta_warmup_start >= 0, f"beta-warmup-start must be 0 or more, got {self.beta_warmup_start}.")
+        _require(self.beta_warmup_steps >= 1, f"beta-warmup-steps must be at least 1, got {self.beta_warmup_steps}.")
+        _require(
+            1 <= self.predict_steps < self.clip_frames,
+            f"predict-steps must lie between 1 and clip-frames - 1 = {self.clip_frames - 1}, got {self.predict_steps}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Rollouts on held-out clips at the end of the job."""
+
+    num_clips: int = 64
+    """Test clips to roll out (count)."""
+    context_frames: int = 2
+    """True frames given before the rollout starts (count)."""
+    rollout_steps: int = 10
+    """Frames predicted autoregressively (count)."""
+    frame_stride: int = 1
+    """Distance between successive frames (source frames)."""
+    num_pictures: int = 4
+    """Clips drawn in rollout.gif and the contact sheet (count)."""
+    batch_clips: int = 8
+    """Clips put through the models at once (count): bounds the memory, changes no number."""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            _require(value >= 1, f"evaluation.{item.name.replace('_', '-')} must be at least 1, got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Ray workers and DeepSpeed ZeRO."""
+
+    num_workers: int = 2
+    """Worker processes, one device each (count)."""
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    """What each worker computes on: cpu (gloo) or gpu (NCCL)."""
+    cpus_per_worker: int = 1
+    """CPU cores Ray reserves for each worker, also its torch threads (count)."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage: 0 nothing, 1 optimiser states, 2 also gradients, 3 also parameters sharded."""
+    max_failures: int = 3
+    """Worker failures in one submission that are answered by going on from the newest checkpoint (count)."""
+    address: str = "auto"
+    """Ray cluster to join: auto (the one this job runs on) or host:port."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_workers >= 1, f"cluster.num-workers must be at least 1, got {self.num_workers}.")
+        _require(self.max_failures >= 0, f"cluster.max-failures must be 0 or more, got {self.max_failures}.")
+        _require(self.cpus_per_worker >= 1, f"cluster.cpus-per-worker must be at least 1, got {self.cpus_per_worker}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """The main job: stage 1 (tokenizer), stage 2 (FLAM), evaluation."""
+
+    out: str = "runs/pretrain"
+    """Run directory: everything the job writes goes here; a directory with checkpoints in it is resumed."""
+    seed: int = 0
+    """Seed of initial weights, data order and sampling."""
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    tokenizer_stage: TokenizerStageConfig = field(default_factory=TokenizerStageConfig)
+    flam: FlamConfig = field(default_factory=FlamConfig)
+    flam_stage: FlamStageConfig = field(default_factory=FlamStageConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("tokenizer_stage", "flam_stage"):
+            check_batch_split(getattr(self, name), self.cluster.num_workers, name)
+
+
+def check_batch_split(stage: StageConfig, world_size: int, name: str) -> None:
+    """Raises ConfigError unless global_batch = world_size x micro_batch x a whole number of accumulation steps."""
+    unit = stage.micro_batch * world_size
+    if stage.global_batch % unit:
+        below = stage.global_batch // unit * unit
+        nearest = " or ".join(str(size) for size in (below, below + unit) if size)
+        raise ConfigError(
+            f"{name}.global-batch must be a multiple of micro-batch x workers = {stage.micro_batch} x {world_size}, "
+            f"got {stage.global_batch}; the nearest possible: {nearest}."
+        )
+
+
+def to_json(config: Any) -> str:
+    """Returns a config dataclass as indented JSON text."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def load_pretrain_config(path: Path) -> PretrainConfig:
+    """Reads the config.json that `to_json` wrote for a `PretrainConfig`."""
+    return from_dict(PretrainConfig, json.loads(path.read_text()))
+
+
+def from_dict(kind: type, values: dict[str, Any]) -> Any:
+    """Builds the config dataclass `kind`, nested ones included, from the dict that `dataclasses.asdict` made of it."""
+    arguments = {}
+    for item in dataclasses.fields(kind):
+        if item.name not in values:
+            continue
+        value = values[item.name]
+        if dataclasses.is_dataclass(item.type):
+            value = from_dict(item.type, value)  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            value = tuple(value)
+        arguments[item.name] = value
+    return kind(**arguments)

@@ -1,0 +1,45 @@
+"""Frames in, H.264 bytes out: one mp4 for each sample, with a keyframe every GOP_FRAMES frames for random access.
+
+Coded as RGB, since small frames lose 10 dB and more to 4:2:0 chroma. Any H.264 decoder with 4:4:4 reads it (FFmpeg,
+PyAV, OpenCV, torchcodec).
+"""
+
+import io
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+
+GOP_FRAMES = 16
+LOSSLESS_CRF = 0
+"""Bit-exact; on flat synthetic colours smaller than lossy coding at 55 dB."""
+NEAR_LOSSLESS_CRF = 12
+"""For camera video: 45 dB and more in every frame of pedestrians at 64x64 and 128x128, at half the lossless size."""
+
+
+def encode_frames(frames: UInt8[np.ndarray, "F H W 3"], fps: float, crf: int) -> bytes:
+    """Returns an mp4 of `frames`: no B-frames, constant frame rate, one thread.
+
+    Args:
+        frames: RGB.
+        fps: frames a second.
+        crf: constant rate factor of x264 (0 is lossless, 51 worst).
+    """
+    options = {"crf": str(crf), "preset": "medium", "bf": "0", "sc_threshold": "0", "g": str(GOP_FRAMES)}
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream: Any = container.add_stream(  # PyAV types it by the literal name of the codec
+            "libx264rgb",
+            rate=Fraction(fps).limit_denominator(1001),
+            options=options,
+            width=frames.shape[2],
+            height=frames.shape[1],
+            pix_fmt="rgb24",
+        )
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()

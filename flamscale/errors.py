@@ -1,0 +1,21 @@
+"""The one family of errors: every message says what was expected, what was found, where, and what to do about it."""
+
+
+class FlamError(Exception):
+    """Base of every error this project raises on purpose; recipes print it as one sentence and exit with code 1."""
+
+
+class ConfigError(FlamError, ValueError):
+    """A setting the user chose is impossible; recipes exit with code 2."""
+
+
+class DataError(FlamError):
+    """A data set, shard or sample is missing, damaged or not the one expected."""
+
+
+class CheckpointError(FlamError):
+    """A checkpoint is missing, damaged, or belongs to another model or data set."""
+
+
+class ClusterError(FlamError):
+    """The Ray cluster, a port or a worker group is not as needed."""

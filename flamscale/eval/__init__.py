@@ -1,0 +1,1 @@
+"""Evaluation: a tokenizer, a FLAM and held-out clips in; numbers, pictures and a report out."""

@@ -1,0 +1,182 @@
+"""The report of a run: an evaluation's numbers and pictures in; result.json, report.md and the picture files out."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flamscale.eval.curves import draw_curves
+from flamscale.eval.files import replacing
+from flamscale.eval.pictures import draw_contact_sheet, draw_rollout_gif
+from flamscale.eval.rollout import RolloutPictures
+
+
+def write_report(
+    folder: Path,
+    result: Mapping[str, Any],
+    pictures: RolloutPictures,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    command: str = "",
+) -> None:
+    """Writes result.json, rollout.gif, rollout.png, curves.png and report.md into `folder`, each whole or not at all.
+
+    Args:
+        folder: the run directory, or any other place; curves.png is drawn where metrics.jsonl lies in it.
+        result: numbers of `evaluate_rollouts`, `timings` filled by the caller.
+        pictures: the pictured clips of `evaluate_rollouts`.
+        settings: what to show of the configuration, section -> dataclass or dict; None takes the folder's config.json.
+        command: the command line that made this, for the reader who wants it again.
+    """
+    write_result(folder / "result.json", result)
+    draw_rollout_gif(folder / "rollout.gif", pictures)
+    draw_contact_sheet(folder / "rollout.png", pictures)
+    if (folder / "metrics.jsonl").exists():
+        draw_curves(folder / "metrics.jsonl", folder / "curves.png")
+    if settings is None:
+        settings = json.loads((folder / "config.json").read_text())
+    names = [name for name in ("rollout.gif", "rollout.png", "curves.png") if (folder / name).exists()]
+    with replacing(folder / "report.md") as partial:
+        partial.write_text(report_text(result, settings=settings, command=command, pictures=names))
+
+
+def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Writes the numbers as JSON; what is not a number (nothing moved, a model diverged) becomes null."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(_finite(result), indent=2, allow_nan=False) + "\n")
+
+
+def headline(result: Mapping[str, Any]) -> list[str]:
+    """Returns the main numbers as a few lines for the terminal."""
+    rollout = result["rollout"]
+    return [
+        f"rollout, {rollout['rollout_steps']} steps, {rollout['num_clips']} held-out clips: "
+        f"PSNR {_number(rollout['psnr'], 2)} dB, SSIM {_number(rollout['ssim'], 3)}, "
+        f"moving pixels {_number(rollout['moving_psnr'], 2)} dB",
+        f"baselines: copy last {_number(rollout['copy_last_psnr'], 2)} dB, "
+        f"median frame {_number(rollout['median_frame_psnr'], 2)} dB "
+        f"(gain over the better {_number(rollout['gain_over_best_baseline_db'], 2, '+')} dB)",
+        f"another clip's actions: {_number(rollout['shuffled_actions_psnr'], 2)} dB "
+        f"(a loss of {_number(rollout['shuffled_actions_drop_db'], 2)} dB); "
+        f"tokenizer alone: {_number(result['tokenizer']['psnr'], 2)} dB",
+    ]
+
+
+def report_text(result: Mapping[str, Any], *, settings: Mapping[str, Any], command: str, pictures: list[str]) -> str:
+    """Returns report.md: numbers, pictures, settings, and the command that made them."""
+    parts = ["# FLAM: what the model predicts"] + ([f"```\n{command}\n```"] if command else [])
+    parts += [_rollout_section(result), _factor_section(result)]
+    captions = {
+        "rollout.gif": "Truth, prediction and slot masks. Grey frame: given; orange frame: predicted.",
+        "rollout.png": "The same clips, a column a step.",
+        "curves.png": "Training and validation (dashed).",
+    }
+    parts += [f"![{captions[name]}]({name})\n\n*{captions[name]}*" for name in pictures]
+    if result["timings"]:
+        rows = [
+            [name.removesuffix("_s").replace("_", " "), _number(value, 1)] for name, value in result["timings"].items()
+        ]
+        parts += ["## Timings\n\n" + _table(["phase", "seconds"], rows)]
+    parts += ["## Settings\n\n" + _settings_table(settings)]
+    return "\n\n".join(parts) + "\n"
+
+
+def rollout_table(result: Mapping[str, Any]) -> str:
+    """Returns the Markdown table of the rollout beside its baselines."""
+    rollout = result["rollout"]
+    kinds = {
+        "**FLAM, actions inferred from the true frames**": (rollout, ""),
+        "FLAM, another clip's actions": (rollout, "shuffled_actions_"),
+        "copy of the last context frame": (rollout, "copy_last_"),
+        "median training frame": (rollout, "median_frame_"),
+        "tokenizer's reconstruction of the same frames": (result["tokenizer"], ""),
+    }
+    rows = [
+        [
+            name,
+            _number(values[f"{prefix}psnr"], 2),
+            _number(values[f"{prefix}ssim"], 3),
+            _number(values[f"{prefix}moving_psnr"], 2),
+        ]
+        for name, (values, prefix) in kinds.items()
+    ]
+    return _table(
+        [f"{rollout['rollout_steps']}-step prediction", "PSNR (dB)", "SSIM", "PSNR, moving pixels (dB)"], rows
+    )
+
+
+def _rollout_section(result: Mapping[str, Any]) -> str:
+    rollout = result["rollout"]
+    steps = list(range(1, rollout["rollout_steps"] + 1))
+    by_step = {
+        "FLAM": rollout["psnr_by_step"],
+        "another clip's actions": rollout["shuffled_actions_psnr_by_step"],
+        "copy last": rollout["copy_last_psnr_by_step"],
+        "median frame": rollout["median_frame_psnr_by_step"],
+    }
+    by_step_rows = [[name, *(_number(value, 1) for value in values)] for name, values in by_step.items()]
+    return "\n\n".join(
+        [
+            "## Rollouts on held-out clips",
+            f"{rollout['num_clips']} clips, {rollout['context_frames']} context frames, {rollout['rollout_steps']} "
+            f"predicted frames, a frame every {rollout['frame_stride']} source frame(s); "
+            f"{_number(100 * rollout['moving_pixel_share'], 1)} % of the pixels to predict move.",
+            rollout_table(result),
+            f"{_number(rollout['gain_over_best_baseline_db'], 2, '+')} dB over the better baseline; "
+            f"another clip's actions cost {_number(rollout['shuffled_actions_drop_db'], 2)} dB.",
+            _table(["PSNR (dB) at step", *map(str, steps)], by_step_rows),
+        ]
+    )
+
+
+def _factor_section(result: Mapping[str, Any]) -> str:
+    factors, tokenizer = result["factors"], result["tokenizer"]
+    slots = [str(slot + 1) for slot in range(len(factors["kl"]))]
+    rows = [
+        ["KL (nats a step)", *(_number(value, 2) for value in factors["kl"])],
+        ["share of tokens (%)", *(_number(100 * value, 1) for value in factors["slot_mass"])],
+    ]
+    return "\n\n".join(
+        [
+            "## Factors",
+            _table(["slot", *slots], rows),
+            f"KL of all factors {_number(factors['kl_total'], 2)} nats a step; {factors['dead_slots']} dead slot(s); "
+            f"assignment entropy {_number(factors['assignment_entropy'], 3)} of at most "
+            f"{_number(factors['max_assignment_entropy'], 3)} nats. Codebook: "
+            f"{_number(100 * tokenizer['codebook_used'], 1)} % of {tokenizer['codebook_size']} entries used, "
+            f"perplexity {_number(tokenizer['codebook_perplexity'], 1)}.",
+        ]
+    )
+
+
+def _settings_table(settings: Mapping[str, Any]) -> str:
+    plain = {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in settings.items()
+    }
+    sections = {name: section for name, section in plain.items() if isinstance(section, Mapping)}
+    sections = {"run": {name: plain[name] for name in plain.keys() - sections.keys()}, **sections}
+    lines = {
+        name: ", ".join(f"{key} `{value}`" for key, value in sorted(section.items()) if value != "")
+        for name, section in sections.items()
+    }
+    return _table(["part", "settings"], [[name, line] for name, line in lines.items() if line])
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1) if len(head) > 2 else ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: float, decimals: int, sign: str = "") -> str:
+    return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}" if math.isfinite(value) else "n/a"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

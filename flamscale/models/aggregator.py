@@ -1,0 +1,30 @@
+"""Aggregator: current features and predicted slots in, predicted features out."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flamscale.config import FlamConfig
+from flamscale.models.blocks import CrossAttention, Mlp
+
+
+class Aggregator(nn.Module):
+    """z^_{t+1} = z_t + Agg(queries: z_t, keys and values: s^_{t+1}^{1:K}) (Section 4.2, arXiv 2602.16229)."""
+
+    def __init__(self, config: FlamConfig, num_tokens: int, feature_channels: int) -> None:
+        super().__init__()
+        self.input = nn.Linear(feature_channels, config.width)
+        self.position = nn.Parameter(torch.randn(num_tokens, config.width) * 0.5)
+        self.attention = nn.ModuleList(CrossAttention(config.width, config.num_heads) for _ in range(config.num_blocks))
+        self.mlps = nn.ModuleList(Mlp(config.width, config.mlp_ratio) for _ in range(config.num_blocks))
+        self.norm = nn.LayerNorm(config.width)
+        self.output = nn.Linear(config.width, feature_channels)
+
+    def forward(
+        self, features: Float[Tensor, "B T N C"], next_slots: Float[Tensor, "B T K D"]
+    ) -> Float[Tensor, "B T N C"]:
+        """Returns the predicted features of the frames that follow `features`."""
+        x = self.input(features) + self.position
+        for attention, mlp in zip(self.attention, self.mlps, strict=True):
+            x = mlp(attention(x, next_slots))
+        return features + self.output(self.norm(x))

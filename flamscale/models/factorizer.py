@@ -1,0 +1,71 @@
+"""Factorizer: features of a clip in, K slots a frame out (Eq. 2-3)."""
+
+import torch
+from flamscale_kernels import slot_attention, slot_attention_masks
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from flamscale.config import FlamConfig
+from flamscale.models.blocks import Mlp, TemporalAttention
+
+
+class FactorizerIteration(nn.Module):
+    """Slot attention over each frame's tokens, then causal attention of every slot over its own past."""
+
+    def __init__(self, config: FlamConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.gru = nn.GRUCell(width, width)
+        self.mlp = Mlp(width, config.mlp_ratio)
+        self.temporal = TemporalAttention(width, config.num_heads)
+
+    def forward(self, slots: Float[Tensor, "B T K D"], tokens: Float[Tensor, "F N D"]) -> Float[Tensor, "B T K D"]:
+        means, _ = slot_attention(tokens, self.absorbed_queries(slots), self.scale)
+        updates = self.value(means)  # [F, K, D]
+        width = slots.shape[-1]
+        slots = self.gru(updates.reshape(-1, width), slots.reshape(-1, width)).view_as(slots)
+        return self.temporal(self.mlp(slots))
+
+    def absorbed_queries(self, slots: Float[Tensor, "B T K D"]) -> Float[Tensor, "F K D"]:
+        """Queries with the key projection absorbed: W_k^T W_q norm(slots)."""
+        return (self.query(self.norm(slots)) @ self.key.weight).flatten(0, 1)
+
+    @property
+    def scale(self) -> float:
+        return self.query.out_features**-0.5
+
+
+class Factorizer(nn.Module):
+    """Splits every frame into K slots, bound over time by temporal attention inside each iteration (Eq. 2-3).
+
+    The iterations share their weights, as in slot attention. Slots start from one learned embedding each.
+    """
+
+    def __init__(self, config: FlamConfig, num_tokens: int, feature_channels: int) -> None:
+        super().__init__()
+        self.num_iterations = config.slot_iterations
+        self.activation_checkpointing = config.activation_checkpointing
+        self.input = nn.Linear(feature_channels, config.width)
+        self.position = nn.Parameter(torch.randn(num_tokens, config.width) * 0.5)
+        self.token_mlp = Mlp(config.width, config.mlp_ratio)
+        self.token_norm = nn.LayerNorm(config.width)
+        self.initial_slots = nn.Parameter(torch.randn(config.num_slots, config.width))
+        self.iteration = FactorizerIteration(config)
+
+    def forward(self, features: Float[Tensor, "B T N C"]) -> tuple[Float[Tensor, "B T K D"], Float[Tensor, "B T K N"]]:
+        """Returns the slots of every frame, and the masks: how each token is shared among them (sum 1 over K)."""
+        num_clips, num_frames = features.shape[:2]
+        tokens = self.token_norm(self.token_mlp(self.input(features) + self.position)).flatten(0, 1)  # [F, N, D]
+        slots = self.initial_slots.expand(num_clips, num_frames, -1, -1)
+        for _ in range(self.num_iterations):
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                slots = checkpoint(self.iteration, slots, tokens, use_reentrant=False)
+            else:
+                slots = self.iteration(slots, tokens)
+        masks = slot_attention_masks(tokens, self.iteration.absorbed_queries(slots), self.iteration.scale)
+        return slots, masks.unflatten(0, (num_clips, num_frames))

@@ -1,0 +1,42 @@
+"""Forward dynamics model: current slots and their latent actions in, next slots out (Eq. 5)."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flamscale.config import FlamConfig
+from flamscale.models.blocks import CrossAttention, Mlp, TemporalAttention
+
+
+class ForwardDynamicsBlock(nn.Module):
+    """Spatial attention to all current slots (which carry no action), causal attention over this slot's past, MLP."""
+
+    def __init__(self, config: FlamConfig) -> None:
+        super().__init__()
+        self.spatial = CrossAttention(config.width, config.num_heads)
+        self.temporal = TemporalAttention(config.width, config.num_heads)
+        self.mlp = Mlp(config.width, config.mlp_ratio)
+
+    def forward(self, x: Float[Tensor, "B T K D"], slots: Float[Tensor, "B T K D"]) -> Float[Tensor, "B T K D"]:
+        return self.mlp(self.temporal(self.spatial(x, slots)))
+
+
+class ForwardDynamics(nn.Module):
+    """s^_{t+1}^i = FDM(s_t^{1:K}, a_t^i): each slot moves by its own action alone, one network for all slots (Eq. 5).
+
+    The action joins its slot's stream, while spatial attention reads the plain slots, so that no slot sees another's
+    action.
+    """
+
+    def __init__(self, config: FlamConfig) -> None:
+        super().__init__()
+        self.action = nn.Linear(config.action_width, config.width)
+        self.blocks = nn.ModuleList(ForwardDynamicsBlock(config) for _ in range(config.num_blocks))
+        self.norm = nn.LayerNorm(config.width)
+        self.adapter = nn.Linear(config.width, config.width)
+
+    def forward(self, slots: Float[Tensor, "B T K D"], actions: Float[Tensor, "B T K A"]) -> Float[Tensor, "B T K D"]:
+        """Returns the predicted slots of the frames that follow `slots`."""
+        x = slots + self.action(actions)
+        for block in self.blocks:
+            x = block(x, slots)
+        return slots + self.adapter(self.norm(x))

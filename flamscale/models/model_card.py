@@ -1,0 +1,80 @@
+"""The model card: sizes and, where there are any, the numbers of an evaluation in; the text of README.md out."""
+
+from typing import Any
+
+from flamscale.config import FlamConfig, TokenizerConfig
+
+_TEXT = """---
+license: apache-2.0
+pipeline_tag: video-to-video
+tags:
+- flamscale
+- world-model
+- latent-actions
+- object-centric
+---
+
+# FLAM: a factored latent action world model
+
+Pretrained on video without action labels. A tokenizer turns frames into tokens, a factorizer splits every frame into
+{flam.num_slots} slots, an inverse dynamics model infers one latent action a slot between two frames, and a forward
+dynamics model predicts the next frame from them (*Factored Latent Action World Models*, arXiv 2602.16229).
+
+| | |
+|---|---|
+| frames | {tokenizer.image_size} x {tokenizer.image_size} RGB |
+| tokens a frame | {tokenizer.num_tokens}, FSQ levels {tokenizer.fsq_levels} |
+| slots, latent action of one slot | {flam.num_slots}, {flam.action_width} channels |
+| parameters, tokenizer included | {num_parameters:,} |
+
+## Use
+
+```python
+import flamscale
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("path/to/this/folder").eval()
+frames = ...  # uint8 [clips, frames, {tokenizer.image_size}, {tokenizer.image_size}, 3]
+
+actions = model.infer_actions(frames)  # one latent action a slot between every two frames
+video = model.rollout(frames, steps=10)  # predicts the last 10 frames from those before, with inferred actions
+video.frames, video.masks
+actions[:, :, 0] = 0  # or choose one slot's actions: here the prior's mean
+video = model.rollout(frames[:, :-10], actions, steps=10)
+```
+
+The weights are safetensors; nothing is unpickled, no code is downloaded.
+
+## Numbers
+
+{numbers}
+
+## Limits
+
+It predicts scenes like those it was trained on. Latent actions have no names: which slot moves what, and what an action
+does, is to be read off its effect.
+
+## Licence
+
+Apache-2.0.
+"""
+
+
+def model_card(tokenizer: TokenizerConfig, flam: FlamConfig, num_parameters: int, result: dict[str, Any] | None) -> str:
+    """Returns the text of the model card."""
+    numbers = _numbers(result) if result else "Not evaluated yet."
+    return _TEXT.format(tokenizer=tokenizer, flam=flam, num_parameters=num_parameters, numbers=numbers)
+
+
+def _numbers(result: dict[str, Any]) -> str:
+    rollout, tokenizer = result["rollout"], result["tokenizer"]
+    return (
+        f"{rollout['rollout_steps']}-step prediction of {rollout['num_clips']} held-out clips from "
+        f"{rollout['context_frames']} frames, actions inferred from the true frames:\n\n"
+        "| | PSNR (dB) |\n|---|---:|\n"
+        f"| this model | {rollout['psnr']:.2f} (SSIM {rollout['ssim']:.3f}) |\n"
+        f"| with another clip's actions | {rollout['shuffled_actions_psnr']:.2f} |\n"
+        f"| copy of the last context frame | {rollout['copy_last_psnr']:.2f} |\n"
+        f"| median training frame | {rollout['median_frame_psnr']:.2f} |\n"
+        f"| tokenizer's reconstruction of the same frames | {tokenizer['psnr']:.2f} |"
+    )

@@ -1,0 +1,119 @@
+"""Tokenizer: frames in, N patch tokens of C channels out, and back (stage 1, Eq. 1)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from flamscale.config import TokenizerConfig
+from flamscale.models.networks import build_decoder, build_encoder
+
+
+def to_images(frames: UInt8[Tensor, "*batch H W 3"]) -> Float[Tensor, "M 3 H W"]:
+    """uint8 frames of any batch shape -> float images in [0, 1]."""
+    return frames.flatten(0, -4).permute(0, 3, 1, 2).float().div(255.0)
+
+
+@dataclass(frozen=True)
+class TokenizerOutput:
+    """Reconstruction in [0, 1], quantised features z, and codebook indices of M frames."""
+
+    reconstruction: Float[Tensor, "M 3 H W"]
+    features: Float[Tensor, "M N C"]
+    indices: Int[Tensor, "M N"]
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """Rounds each of a few bounded channels to a fixed number of levels (FSQ).
+
+    Source: Mentzer et al., arXiv 2309.15505, Section 3.1 and Appendix A.1; gradients pass the rounding straight through.
+    """
+
+    levels: Tensor
+    basis: Tensor
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        level_counts = torch.tensor(levels)
+        basis = torch.cat([torch.ones(1, dtype=torch.long), level_counts.cumprod(0)[:-1]])
+        self.register_buffer("levels", level_counts)
+        self.register_buffer("basis", basis)
+        self.codebook_size = math.prod(levels)
+
+    def forward(self, x: Float[Tensor, "... L"]) -> tuple[Float[Tensor, "... L"], Int[Tensor, "..."]]:
+        """Returns codes in [-1, 1] and their codebook indices."""
+        half = (self.levels - 1) * 0.5 * (1 + 1e-3)
+        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
+        bounded = torch.tanh(x + torch.atanh(offset / half)) * half - offset
+        rounded = bounded + (bounded.round() - bounded).detach()
+        indices = ((rounded.detach().round().long() + self.levels // 2) * self.basis).sum(dim=-1)
+        return rounded / (self.levels // 2), indices
+
+    def codes(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "... L"]:
+        """Returns the codes in [-1, 1] of codebook indices."""
+        digits = indices[..., None] // self.basis % self.levels
+        return (digits - self.levels // 2) / (self.levels // 2)
+
+
+class Tokenizer(nn.Module):
+    """CNN encoder -> FSQ -> features z -> CNN decoder (Eq. 1, arXiv 2602.16229).
+
+    Features are the codes projected to C channels and layer-normalised without affine, so that ||z||^2 = C for every
+    tokenizer and the squared error of Eq. 6 has one scale.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder, encoder_channels = build_encoder(config)
+        to_code = nn.Linear(encoder_channels, len(config.fsq_levels))
+        nn.init.normal_(to_code.weight, std=encoder_channels**-0.5)  # codes spread over all levels from the start
+        self.to_code = nn.Sequential(nn.LayerNorm(encoder_channels), to_code)
+        self.fsq = FiniteScalarQuantizer(config.fsq_levels)
+        self.to_features = nn.Linear(len(config.fsq_levels), config.feature_channels)
+        self.decoder = build_decoder(config)
+
+    def forward(self, images: Float[Tensor, "M 3 H W"]) -> TokenizerOutput:
+        codes, indices = self.fsq(self._encode(images))
+        features = self._features(codes)
+        return TokenizerOutput(self._decode(features), features, indices)
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "M 3 H W"]) -> Int[Tensor, "M N"]:
+        """Returns the codebook indices of frames in [0, 1]."""
+        return self.fsq(self._encode(images))[1]
+
+    @torch.no_grad()
+    def lookup(self, indices: Int[Tensor, "... N"]) -> Float[Tensor, "... N C"]:
+        """Returns the features of codebook indices."""
+        return F.embedding(indices, self.codebook())
+
+    @torch.no_grad()
+    def quantize(self, features: Float[Tensor, "... N C"]) -> Float[Tensor, "... N C"]:
+        """Returns the codebook entry nearest to each predicted feature (squared distance)."""
+        codebook = self.codebook()
+        scores = features @ codebook.mT - 0.5 * codebook.square().sum(dim=-1)
+        return F.embedding(scores.argmax(dim=-1), codebook)
+
+    @torch.no_grad()
+    def decode(self, features: Float[Tensor, "M N C"]) -> Float[Tensor, "M 3 H W"]:
+        """Returns frames clamped to [0, 1]."""
+        return self._decode(features).clamp(0.0, 1.0)
+
+    def codebook(self) -> Float[Tensor, "V C"]:
+        """Returns the features of all V codebook entries."""
+        entries = torch.arange(self.fsq.codebook_size, device=self.fsq.basis.device)
+        return self._features(self.fsq.codes(entries))
+
+    def _encode(self, images: Float[Tensor, "M 3 H W"]) -> Float[Tensor, "M N L"]:
+        return self.to_code(self.encoder(images).flatten(2).mT)
+
+    def _features(self, codes: Float[Tensor, "... L"]) -> Float[Tensor, "... C"]:
+        return F.layer_norm(self.to_features(codes), (self.config.feature_channels,))
+
+    def _decode(self, features: Float[Tensor, "M N C"]) -> Float[Tensor, "M 3 H W"]:
+        side = self.config.image_size // self.config.downsample
+        return self.decoder(features.mT.unflatten(-1, (side, side))) * 0.5 + 0.5

@@ -1,0 +1,106 @@
+"""Whole settings of the main job by name: a preset's name in, its `PretrainConfig` (without data URL) out."""
+
+from flamscale.config import (
+    ClusterConfig,
+    DataConfig,
+    EvaluationConfig,
+    FlamConfig,
+    FlamStageConfig,
+    PretrainConfig,
+    TokenizerConfig,
+    TokenizerStageConfig,
+)
+
+
+def quickstart() -> PretrainConfig:
+    """64 x 64 MultiGrid with four agents on two CPU cores: minutes."""
+    return PretrainConfig(
+        data=DataConfig(cache_mib=256),
+        tokenizer=TokenizerConfig(
+            image_size=64, downsample=8, base_channels=16, max_channels=64, num_residual_blocks=1, feature_channels=64
+        ),
+        tokenizer_stage=TokenizerStageConfig(
+            num_steps=500,
+            global_batch=32,
+            micro_batch=16,
+            learning_rate=1e-3,
+            schedule="cosine",
+            warmup_steps=20,
+            moving_weight=20.0,
+            log_every=25,
+            validate_every=250,
+            validation_clips=64,
+            checkpoint_every=250,
+        ),
+        flam=FlamConfig(num_slots=4, width=64, action_width=16, num_heads=4, num_blocks=1, slot_iterations=2),
+        flam_stage=FlamStageConfig(
+            num_steps=1_500,
+            global_batch=32,
+            micro_batch=16,
+            clip_frames=4,
+            learning_rate=2e-3,
+            schedule="cosine",
+            warmup_steps=50,
+            log_every=50,
+            validate_every=500,
+            validation_clips=64,
+            checkpoint_every=500,
+        ),
+        cluster=ClusterConfig(num_workers=2, zero_stage=2),
+    )
+
+
+def multigrid() -> PretrainConfig:
+    """The paper's MultiGrid setting: 128 x 128, four agents, K = 4 (arXiv 2602.16229, Section 5 and Appendix A)."""
+    return PretrainConfig(
+        tokenizer=TokenizerConfig(image_size=128, downsample=16),
+        tokenizer_stage=TokenizerStageConfig(num_steps=100_000, global_batch=64, micro_batch=64),
+        flam=FlamConfig(num_slots=4, width=256, action_width=64),
+        flam_stage=FlamStageConfig(num_steps=300_000, global_batch=32, micro_batch=32, predict_steps=5),
+        cluster=ClusterConfig(num_workers=1, accelerator="gpu", cpus_per_worker=8, zero_stage=0),
+    )
+
+
+def procgen() -> PretrainConfig:
+    """The paper's Procgen setting: 224 x 224, K = 16 (arXiv 2602.16229, Section 5 and Appendix A)."""
+    return PretrainConfig(
+        tokenizer=TokenizerConfig(image_size=224, downsample=16),
+        tokenizer_stage=TokenizerStageConfig(num_steps=100_000, global_batch=64, micro_batch=64),
+        flam=FlamConfig(num_slots=16, width=256, action_width=16),
+        flam_stage=FlamStageConfig(num_steps=300_000, global_batch=32, micro_batch=32, predict_steps=5),
+        cluster=ClusterConfig(num_workers=1, accelerator="gpu", cpus_per_worker=8, zero_stage=0),
+    )
+
+
+def large() -> PretrainConfig:
+    """224 x 224 real or mixed video on 64 GPUs: hundreds of millions of parameters, bf16, ZeRO-3, K = 16."""
+    return PretrainConfig(
+        data=DataConfig(window_shards=64, prefetch_batches=4),
+        tokenizer=TokenizerConfig(
+            architecture="magvit", image_size=224, downsample=16, base_channels=128, max_channels=512
+        ),
+        tokenizer_stage=TokenizerStageConfig(
+            num_steps=200_000, global_batch=1_024, micro_batch=16, warmup_steps=2_000, precision="bf16"
+        ),
+        flam=FlamConfig(
+            num_slots=16, width=1_024, action_width=64, num_heads=16, num_blocks=8, activation_checkpointing=True
+        ),
+        flam_stage=FlamStageConfig(
+            num_steps=500_000,
+            global_batch=512,
+            micro_batch=8,
+            clip_frames=16,
+            learning_rate=3e-4,
+            schedule="cosine",
+            warmup_steps=5_000,
+            adam_betas=(0.9, 0.95),
+            weight_decay=0.05,
+            precision="bf16",
+            predict_steps=5,
+        ),
+        evaluation=EvaluationConfig(num_clips=256),
+        cluster=ClusterConfig(num_workers=64, accelerator="gpu", cpus_per_worker=12, zero_stage=3),
+    )
+
+
+PRESETS = {"quickstart": quickstart, "multigrid": multigrid, "procgen": procgen, "large": large}

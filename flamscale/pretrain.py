@@ -1,0 +1,278 @@
+"""The main job as one worker runs it: a config and an engine factory in, a finished run directory and its result out.
+
+Flow: shards -> stage 1 (tokenizer) -> stage 2 (FLAM on the frozen tokenizer's features) -> export in Hugging Face form
+-> rollouts on held-out clips. Every finished part lies on disk, so that the same job, submitted again, goes on from
+there. Knows no cluster: the same function runs in one process with a TorchEngine and under Ray with a ZeroEngine.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flamscale.config import PretrainConfig, StageConfig
+from flamscale.data.loader import ClipLoader
+from flamscale.data.manifest import Manifest
+from flamscale.data.sampling import eval_clips, median_frame
+from flamscale.errors import ConfigError
+from flamscale.models.flam import Flam
+from flamscale.models.tokenizer import Tokenizer, to_images
+from flamscale.run_directory import RunDirectory
+from flamscale.training.checkpoint import CheckpointStore
+from flamscale.training.engine import Engine
+from flamscale.training.metrics import MetricsRecorder
+from flamscale.training.objectives import FlamInputs, FlamObjective, TokenizerInputs, TokenizerObjective
+from flamscale.training.trainer import average_over, train
+from flamscale.types import Batch
+
+MakeEngine = Callable[[nn.Module, StageConfig], Engine]
+Prepare = Callable[[Batch, int], dict[str, Tensor]]
+Transform = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker's part in a run."""
+
+    config: PretrainConfig
+    make_engine: MakeEngine
+    rank: int
+    world_size: int
+    device: torch.device
+    manifest: Manifest
+    directory: RunDirectory
+    recorder: MetricsRecorder
+    command: str
+    """What started the run, for the report."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Time each part took in this submission (s)."""
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to `seconds`."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+    def say(self, message: str) -> None:
+        """Prints a line of progress, once for all workers."""
+        if self.rank == 0:
+            print(message, flush=True)
+
+
+def pretrain(
+    config: PretrainConfig,
+    make_engine: MakeEngine,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    command: str = "",
+) -> dict[str, Any] | None:
+    """Runs or resumes a whole pretraining run; all workers of one group call it with their own rank.
+
+    Args:
+        config: the run.
+        make_engine: builds this worker's engine around an objective; a collective where there are many workers.
+        rank: this worker among world_size.
+        world_size: workers.
+        device: what this worker computes on.
+        command: what started the run, for the report.
+
+    Returns:
+        The content of result.json on rank 0, None elsewhere.
+
+    Raises:
+        FlamError: the settings, the data, a checkpoint or the run directory are not as needed.
+    """
+    manifest = check_inputs(config, write=rank == 0)
+    directory = RunDirectory(Path(config.out))
+    recorder = MetricsRecorder(directory.root, enabled=rank == 0)
+    worker = Worker(config, make_engine, rank, world_size, device, manifest, directory, recorder, command)
+    try:
+        with worker.timed("tokenizer_stage_s"):
+            if not directory.has_tokenizer:
+                train_tokenizer(worker)
+            tokenizer = directory.load_tokenizer(config.tokenizer, manifest.hash)
+        with worker.timed("flam_stage_s"):
+            flam = train_flam(worker, tokenizer)
+    finally:
+        recorder.close()
+    return None if flam is None else finish(worker, tokenizer, flam)
+
+
+def check_inputs(config: PretrainConfig, write: bool = True) -> Manifest:
+    """Checks all that can be checked before training, and returns the data set.
+
+    Args:
+        config: the run.
+        write: also create the run directory, or check that it holds this run.
+
+    Raises:
+        FlamError: the data set is missing or of another size, the run directory is not to be written or another run's.
+    """
+    manifest = Manifest.load(config.data.url)
+    size = config.tokenizer.image_size
+    if (manifest.height, manifest.width) != (size, size):
+        raise ConfigError(
+            f"The frames in {config.data.url} are {manifest.width} x {manifest.height} pixels, tokenizer.image-size is "
+            f"{size}; pass --tokenizer.image-size, or make shards with --size {size}."
+        )
+    for split in ("train", "validation", "test"):
+        manifest.of_split(split)
+    if config.tokenizer_stage.lpips_weight > 0:
+        raise ConfigError("tokenizer-stage.lpips-weight must be 0: LPIPS weights cannot be loaded yet.")
+    if write:
+        RunDirectory(Path(config.out)).open(config)
+    return manifest
+
+
+def train_tokenizer(worker: Worker) -> None:
+    """Stage 1: trains the tokenizer on frames, and writes it into the run directory (Eq. 1)."""
+    config, stage, directory = worker.config, worker.config.tokenizer_stage, worker.directory
+    torch.manual_seed(config.seed)
+    tokenizer = Tokenizer(config.tokenizer)
+    engine = worker.make_engine(TokenizerObjective(tokenizer, stage), stage)
+    if worker.rank == 0 and not directory.median_frame.exists():
+        directory.save_median_frame(median_frame(worker.manifest))
+    engine.barrier()
+    prepare = TokenizerInputs(directory.load_median_frame(), stage, worker.device)
+    state = _train(worker, "tokenizer", engine, stage, prepare, transform=None)
+    if worker.rank == 0:
+        trained = Tokenizer(config.tokenizer)
+        _load_part(trained, state, "tokenizer.")
+        directory.save_tokenizer(trained, worker.manifest.hash)
+    engine.barrier()
+    engine.close()
+
+
+def train_flam(worker: Worker, tokenizer: Tokenizer) -> Flam | None:
+    """Stage 2: trains FLAM on the frozen tokenizer's features (Eq. 2-6); returns it on rank 0."""
+    config, stage = worker.config, worker.config.flam_stage
+    torch.manual_seed(config.seed + 1)
+    flam = Flam(config.flam, config.tokenizer)
+    prepare = FlamInputs(tokenizer, flam, stage, config.seed, worker.device)
+    engine = worker.make_engine(FlamObjective(flam, stage), stage)
+
+    def to_indices(frames: Tensor) -> Tensor:
+        return tokenizer.encode(to_images(frames.to(worker.device))).cpu()
+
+    state = _train(worker, "flam", engine, stage, prepare, transform=to_indices if config.data.cache_mib else None)
+    engine.close()
+    if worker.rank != 0:
+        return None
+    trained = Flam(config.flam, config.tokenizer)
+    _load_part(trained, state, "flam.")
+    return trained
+
+
+def finish(worker: Worker, tokenizer: Tokenizer, flam: Flam) -> dict[str, Any]:
+    """Exports the model, rolls it out on held-out clips as exported, and writes result.json, report and pictures."""
+    # Seconds to import, and only rank 0 comes here.
+    from flamscale.eval.report import write_report
+    from flamscale.eval.rollout import evaluate_rollouts
+    from flamscale.models.huggingface import FlamForWorldModeling, write_model_card
+
+    config, directory = worker.config, worker.directory
+    with worker.timed("export_s"):
+        FlamForWorldModeling.from_modules(tokenizer.cpu(), flam).save_pretrained(directory.model)
+    worker.say(f"evaluating {config.evaluation.rollout_steps}-step rollouts")
+    with worker.timed("evaluation_s"):
+        model = FlamForWorldModeling.from_pretrained(directory.model).to(worker.device)
+        clips = eval_clips(
+            worker.manifest,
+            "test",
+            clip_frames=config.evaluation.context_frames + config.evaluation.rollout_steps,
+            frame_stride=config.evaluation.frame_stride,
+            num_clips=config.evaluation.num_clips,
+        )
+        if not directory.median_frame.exists():
+            directory.save_median_frame(median_frame(worker.manifest))
+        evaluation = evaluate_rollouts(
+            model.tokenizer, model.flam, clips, directory.load_median_frame(), config.evaluation
+        )
+    evaluation.result["timings"] = worker.seconds
+    write_model_card(directory.model, model, evaluation.result)
+    settings = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+    write_report(directory.root, evaluation.result, evaluation.pictures, settings=settings, command=worker.command)
+    return evaluation.result
+
+
+def _train(
+    worker: Worker, name: str, engine: Engine, stage: StageConfig, prepare: Prepare, transform: Transform | None
+) -> dict[str, Tensor]:
+    """Trains or resumes one stage; returns the objective's trained state on rank 0."""
+    config = worker.config
+    store = CheckpointStore(worker.directory.checkpoints(name), stage.keep_checkpoints)
+    with (
+        _loader(worker, "train", stage, transform, config.seed) as loader,
+        _loader(worker, "validation", stage, transform, seed=0) as held_out,
+    ):
+        train(
+            stage=name,
+            engine=engine,
+            loader=loader,
+            prepare=prepare,
+            config=stage,
+            checkpoints=store,
+            recorder=worker.recorder,
+            validate=_validator(engine, held_out, stage, prepare) if stage.validate_every else None,
+            seed=config.seed,
+            progress=worker.say,
+        )
+    return engine.full_state_dict()
+
+
+def _loader(worker: Worker, split: str, stage: StageConfig, transform: Transform | None, seed: int) -> ClipLoader:
+    data = worker.config.data
+    return ClipLoader(
+        worker.manifest,
+        split,
+        clip_frames=stage.clip_frames,
+        frame_stride=stage.frame_stride,
+        clip_hop=stage.clip_hop,
+        global_batch=stage.global_batch,
+        micro_batch=stage.micro_batch,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        seed=seed,
+        config=data if split == "train" else replace(data, prefetch_batches=0),
+        transform=transform,
+    )
+
+
+def _validator(
+    engine: Engine, loader: ClipLoader, stage: StageConfig, prepare: Prepare
+) -> Callable[[], dict[str, float]]:
+    """Returns a function that averages the loss terms over the same validation clips every time."""
+    start = loader.state()
+    num_batches = max(1, round(stage.validation_clips / stage.global_batch))
+    num_micro_batches = num_batches * stage.global_batch // (stage.micro_batch * engine.world_size)
+
+    def validate() -> dict[str, float]:
+        loader.load_state(start)
+        return average_over(engine, (prepare(batch, stage.num_steps) for batch in islice(loader, num_micro_batches)))
+
+    return validate
+
+
+def _load_part(module: nn.Module, state: dict[str, Tensor], prefix: str) -> None:
+    """Loads the weights of one part of an objective."""
+    module.load_state_dict({name: state[prefix + name] for name in module.state_dict()})
+
+
+def summary(config: PretrainConfig, result: dict[str, Any]) -> list[str]:
+    """Returns the last lines for the terminal: the main numbers, and where everything is."""
+    from flamscale.eval.report import headline
+
+    root = Path(config.out)
+    return [
+        *headline(result),
+        f"run directory {root}: report.md, result.json, rollout.gif, curves.png, model/, metrics.jsonl, tensorboard/",
+    ]

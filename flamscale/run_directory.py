@@ -1,0 +1,159 @@
+"""The run directory: a config in; the place of everything a run writes, and whether the directory is this run's, out.
+
+config.json is written first; whatever else lies there belongs to that config. Submitting the job again with the same
+settings resumes the run; with other settings it is refused.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flamscale.config import PretrainConfig, TokenizerConfig, to_json
+from flamscale.data import storage
+from flamscale.errors import CheckpointError, ConfigError, DataError
+from flamscale.models.tokenizer import Tokenizer
+
+_FREE_SECTIONS = ("out", "data", "evaluation", "cluster")
+_FREE_SETTINGS = (
+    "micro_batch",
+    "log_every",
+    "validate_every",
+    "validation_clips",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
+"""Settings that may change between two submissions of one run: none of them changes what is learned."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where each thing of a run lies."""
+
+    root: Path
+
+    def checkpoints(self, stage: str) -> Path:
+        """Checkpoints of one stage."""
+        return self.root / "checkpoints" / stage
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.json"
+
+    @property
+    def model(self) -> Path:
+        """The exported model in Hugging Face form."""
+        return self.root / "model"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "result.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Weights and description of the finished stage 1."""
+        return self.root / "tokenizer"
+
+    @property
+    def median_frame(self) -> Path:
+        return self.root / "median_frame.safetensors"
+
+    def open(self, config: PretrainConfig) -> None:
+        """Creates the directory and its config.json, or checks that it holds this run.
+
+        Raises:
+            ConfigError: it cannot be written, or holds a run with other settings.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            storage.check_writable(str(self.root))
+        except (OSError, DataError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no permission to write"
+            raise ConfigError(
+                f"The run directory {self.root} cannot be written: {reason}; choose another --out, or change its "
+                "rights."
+            ) from error
+        if self.config.exists():
+            self._check_same_run(config)
+        storage.write_bytes(str(self.config), to_json(config).encode())
+
+    def _check_same_run(self, config: PretrainConfig) -> None:
+        try:
+            there = json.loads(self.config.read_text())
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{self.config} is no JSON file ({error}); delete {self.root}.") from error
+        changes = _differences(there, json.loads(to_json(config)))
+        if changes:
+            raise ConfigError(
+                f"The run directory {self.root} holds a run with other settings: {'; '.join(changes)}; choose another "
+                f"--out, use its settings, or delete it."
+            )
+
+    def save_tokenizer(self, tokenizer: Tokenizer, manifest_hash: str) -> None:
+        """Writes the finished tokenizer; its description comes last and makes it count."""
+        self.tokenizer.mkdir(exist_ok=True)
+        weights = self.tokenizer / "tokenizer.safetensors"
+        save_file({name: value.contiguous() for name, value in tokenizer.state_dict().items()}, weights)
+        description = {
+            "config": dataclasses.asdict(tokenizer.config),
+            "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "manifest_hash": manifest_hash,
+        }
+        storage.write_bytes(str(self.tokenizer / "tokenizer.json"), json.dumps(description, indent=2).encode())
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether stage 1 is finished."""
+        return (self.tokenizer / "tokenizer.json").exists()
+
+    def load_tokenizer(self, config: TokenizerConfig, manifest_hash: str) -> Tokenizer:
+        """Reads the finished tokenizer, frozen, in eval mode, on the CPU.
+
+        Raises:
+            CheckpointError: it is damaged, or was trained on another data set.
+        """
+        description = json.loads((self.tokenizer / "tokenizer.json").read_text())
+        weights = self.tokenizer / "tokenizer.safetensors"
+        if hashlib.sha256(weights.read_bytes()).hexdigest() != description["sha256"]:
+            raise CheckpointError(
+                f"{weights} is damaged: its checksum is not the one in tokenizer.json; delete its folder."
+            )
+        if description["manifest_hash"] != manifest_hash:
+            raise CheckpointError(
+                f"The tokenizer in {self.tokenizer} was trained on another data set (manifest "
+                f"{description['manifest_hash'][:12]}, now {manifest_hash[:12]}); choose another --out, or the "
+                f"data it was trained on."
+            )
+        tokenizer = Tokenizer(config)
+        tokenizer.load_state_dict(load_file(weights))
+        return tokenizer.eval().requires_grad_(False)
+
+    def save_median_frame(self, frame: Tensor) -> None:
+        """Writes the median training frame, uint8 [H, W, 3]."""
+        partial = self.median_frame.with_suffix(".partial")
+        save_file({"median_frame": frame.contiguous()}, partial)
+        partial.replace(self.median_frame)
+
+    def load_median_frame(self) -> Tensor:
+        """Reads the median training frame, uint8 [H, W, 3]."""
+        return load_file(self.median_frame)["median_frame"].to(torch.uint8)
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
+    """Names the settings that differ and change what is learned."""
+    changes = []
+    for name in sorted(there.keys() | here.keys()):
+        if name in (_FREE_SETTINGS if prefix else _FREE_SECTIONS):
+            continue
+        before, now = there.get(name), here.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            changes += _differences(before, now, f"{prefix}{name}.")
+        elif before != now:
+            changes.append(f"{prefix}{name} is {before} there and {now} here")
+    return changes

@@ -1,0 +1,283 @@
+"""Checkpoints: engine, data position and random state in, a committed folder out, and back.
+
+Every process writes its part into `step-000123.partial/`; then meta.json, with the hash of every file, is written and
+one rename to `step-000123/` commits it. What is not committed is never loaded, and removed at the next start.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from flamscale.errors import CheckpointError
+from flamscale.training.engine import Engine
+
+
+@dataclasses.dataclass(frozen=True)
+class Resumed:
+    """Where a checkpoint left off: steps done (count) and the loader's state."""
+
+    step: int
+    loader_state: Any
+
+
+class CheckpointStore:
+    """The checkpoints of one stage in one folder.
+
+    Args:
+        folder: Holds the `step-*` folders; on storage that all processes share.
+        keep: Newest checkpoints to keep (count).
+        settings: What a resumed run must have in common with the run that wrote the checkpoint, such as
+            {"flam": dataclasses.asdict(config.flam)}; JSON values.
+    """
+
+    def __init__(self, folder: Path, keep: int, settings: Mapping[str, Any] | None = None) -> None:
+        self.folder = Path(folder)
+        self.keep = keep
+        self.settings = dict(settings or {})
+
+    def latest(self) -> Path | None:
+        """Returns the newest committed checkpoint, None where there is none."""
+        return max(self._committed(), key=_step, default=None)
+
+    def save(self, step: int, engine: Engine, loader_state: Any, extra: Mapping[str, Any]) -> None:
+        """Writes and commits the checkpoint of `step`, then drops old ones; all processes must call it.
+
+        Args:
+            step: Optimiser steps done (count).
+            engine: Writes model and optimiser.
+            loader_state: The loader's state, a dataclass of a few values, one of them `manifest_hash`.
+            extra: More settings of this run that a resumed one must share; JSON values.
+        """
+        final = self.folder / f"step-{step:06d}"
+        partial = final.with_suffix(".partial")
+        with _named_failure(final):
+            if engine.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            engine.barrier()
+            engine.save(partial)
+            save_file(_random_state(engine.device), partial / f"random-{engine.rank:05d}.safetensors")
+            engine.barrier()
+            hashes = {name: _hash(partial / name) for name in _share(partial, engine)}
+            _write_json(partial / f"hashes-{engine.rank:05d}.json", hashes)
+            engine.barrier()
+            if engine.rank == 0:
+                meta = self._describe(engine, extra) | {
+                    "step": step,
+                    "loader_state": dataclasses.asdict(loader_state),
+                    "versions": _versions(),
+                    "files": _merge_hashes(partial),
+                }
+                _write_json(partial / "meta.json", meta)
+                _commit(partial, final)
+                self._drop_old()
+        engine.barrier()
+
+    def load(self, engine: Engine, loader_state: Any, extra: Mapping[str, Any]) -> Resumed | None:
+        """Restores the newest committed checkpoint; all processes must call it.
+
+        Args:
+            engine: Freshly built from the same config; takes model and optimiser.
+            loader_state: The loader's present state; the checkpoint's must be of the same data.
+            extra: As given to `save`.
+
+        Returns:
+            Where to go on, or None where no checkpoint is committed.
+
+        Raises:
+            CheckpointError: The checkpoint is damaged, or of another model, data set, world size or kind of engine.
+        """
+        if engine.rank == 0:
+            self._remove_uncommitted()
+        engine.barrier()
+        path = self.latest()
+        self._check_shared(path, engine)
+        if path is None:
+            return None
+        meta = _read_meta(path)
+        self._check_same(path, meta, engine, loader_state, extra)
+        _check_files(path, meta["files"], engine)
+        engine.load(path)
+        _set_random_state(load_file(path / f"random-{engine.rank:05d}.safetensors"), engine.device)
+        return Resumed(meta["step"], dataclasses.replace(loader_state, **meta["loader_state"]))
+
+    def _describe(self, engine: Engine, extra: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "layout": engine.layout,
+            "world_size": engine.world_size,
+            "parameters": _parameter_summary(engine.module),
+            "settings": _flatten(self.settings | dict(extra)),
+        }
+
+    def _check_same(
+        self, path: Path, meta: dict[str, Any], engine: Engine, loader_state: Any, extra: Mapping[str, Any]
+    ) -> None:
+        here = self._describe(engine, extra)
+        for name in sorted(here["settings"].keys() | meta["settings"].keys()):
+            expected, found = here["settings"].get(name), meta["settings"].get(name)
+            if expected != found:
+                raise CheckpointError(
+                    f"Expected a checkpoint with {name} = {expected}, found {found} in {path}; go on with the settings "
+                    "it was made with, or choose another output directory."
+                )
+        if here["parameters"] != meta["parameters"]:
+            raise CheckpointError(
+                f"Expected a checkpoint of this model ({here['parameters']}), found another one's "
+                f"({meta['parameters']}) in {path}; go on with that model, or choose another output directory."
+            )
+        expected, found = loader_state.manifest_hash, meta["loader_state"]["manifest_hash"]
+        if expected != found:
+            raise CheckpointError(
+                f"Expected a checkpoint of the data set with manifest hash {expected[:12]}, found one of {found[:12]} "
+                f"in {path}; go on with the data it was made with, or choose another output directory."
+            )
+        if here["world_size"] != meta["world_size"] or here["layout"] != meta["layout"]:
+            raise CheckpointError(
+                f"Expected a checkpoint of {_workers(here)}, found one of {_workers(meta)} in {path}; go on with as "
+                "many workers, the same ZeRO stage and precision, or choose another output directory."
+            )
+
+    def _check_shared(self, path: Path | None, engine: Engine) -> None:
+        step = float(_step(path)) if path else -1.0
+        mean = engine.mean({"step": step})["step"]
+        if engine.mean({"distance": abs(step - mean)})["distance"] > 0:
+            raise CheckpointError(
+                f"Expected all workers to see the same checkpoints in {self.folder}, found "
+                f"{path.name if path else 'none'} on worker {engine.rank} and others elsewhere; put the output "
+                "directory on storage that all nodes share."
+            )
+
+    def _committed(self) -> list[Path]:
+        return [path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
+
+    def _remove_uncommitted(self) -> None:
+        for path in self.folder.glob("step-*.partial"):
+            shutil.rmtree(path)
+
+    def _drop_old(self) -> None:
+        for path in sorted(self._committed(), key=_step)[: -self.keep]:
+            partial = path.with_suffix(".partial")
+            path.rename(partial)  # a removal that is cut short must not leave half a checkpoint behind
+            shutil.rmtree(partial)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _workers(meta: Mapping[str, Any]) -> str:
+    return f"{meta['world_size']} worker{'s' * (meta['world_size'] != 1)} with {meta['layout']}"
+
+
+def _parameter_summary(module: torch.nn.Module) -> str:
+    """Names the model by its parameters; ZeRO-3 keeps their true shapes in `ds_shape`."""
+    shapes = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in module.named_parameters()}
+    count = sum(torch.Size(shape).numel() for shape in shapes.values())
+    digest = hashlib.sha256(json.dumps(sorted(shapes.items())).encode()).hexdigest()
+    return f"{count} parameters in {len(shapes)} tensors, shapes {digest[:8]}"
+
+
+def _flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {"flam.num_slots": 4}, with JSON's types."""
+    if not isinstance(settings, Mapping):
+        return {prefix: json.loads(json.dumps(settings))}
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flatten(value, f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def _versions() -> dict[str, str]:
+    versions = {"torch": str(torch.__version__)}
+    with suppress(metadata.PackageNotFoundError):  # Ray runs the uploaded sources, not an installed package
+        versions["flamscale"] = metadata.version("flamscale")
+    return versions
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _share(folder: Path, engine: Engine) -> list[str]:
+    """This process's share of the checkpoint's files, for hashing."""
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in files if not name.startswith("hashes-"))[engine.rank :: engine.world_size]
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _merge_hashes(folder: Path) -> dict[str, str]:
+    merged: dict[str, str] = {}
+    for path in sorted(folder.glob("hashes-*.json")):
+        merged |= json.loads(path.read_text())
+        path.unlink()
+    return merged
+
+
+def _check_files(folder: Path, hashes: Mapping[str, str], engine: Engine) -> None:
+    """Raises CheckpointError on every process if any file is not the one that was committed."""
+    share = sorted(hashes)[engine.rank :: engine.world_size]
+    damaged = [name for name in share if not (folder / name).is_file() or _hash(folder / name) != hashes[name]]
+    if engine.mean({"damaged": float(len(damaged))})["damaged"] > 0:
+        raise CheckpointError(
+            f"Expected the files of {folder} as they were committed, found {damaged[0] if damaged else 'one'} missing "
+            "or changed; delete that folder to go on from the checkpoint before it."
+        )
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / "meta.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"Expected a readable meta.json in {path}, found {error}; delete that folder to go on from the checkpoint "
+            "before it."
+        ) from error
+
+
+def _write_json(path: Path, values: Any) -> None:
+    with path.open("w") as file:
+        json.dump(values, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _commit(partial: Path, final: Path) -> None:
+    """Makes the checkpoint exist, at once; one of the same step gives way to it."""
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+
+
+@contextmanager
+def _named_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"Expected to write checkpoint {path}, found {error.strerror or error}; free some space or permit writing, "
+            "or choose another output directory."
+        ) from error

@@ -1,0 +1,127 @@
+"""Objectives of the two stages: a batch and a step in, a loss and its terms out."""
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from flamscale.config import FlamStageConfig, TokenizerStageConfig
+from flamscale.models.flam import Flam
+from flamscale.models.tokenizer import Tokenizer, to_images
+from flamscale.types import Batch
+
+
+class TokenizerObjective(nn.Module):
+    """Stage 1: pixel MSE, optionally weighted towards moving pixels, optionally with LPIPS (Eq. 1)."""
+
+    def __init__(self, tokenizer: Tokenizer, config: TokenizerStageConfig, perceptual: nn.Module | None = None) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.config = config
+        for part in (tokenizer.encoder, tokenizer.to_code):
+            for parameter in part.parameters():
+                parameter.learning_rate_ratio = config.encoder_lr_ratio  # type: ignore[attr-defined]
+        self.perceptual = [perceptual] if perceptual else []  # a list keeps the frozen network out of the parameters
+
+    def forward(
+        self, images: Float[Tensor, "M 3 H W"], weights: Float[Tensor, "M 1 H W"]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        output = self.tokenizer(images)
+        squared_error = (output.reconstruction - images).square()
+        loss = (squared_error * weights).mean()
+        mse = squared_error.detach().mean()
+        metrics = {"mse": mse, "psnr": -10.0 * torch.log10(mse)}
+        for perceptual in self.perceptual:
+            lpips = perceptual(output.reconstruction, images).mean()
+            loss = loss + self.config.lpips_weight * lpips
+            metrics["lpips"] = lpips.detach()
+        return loss, metrics
+
+
+class TokenizerInputs:
+    """Turns a batch of frames into the arguments of `TokenizerObjective`."""
+
+    def __init__(
+        self, median_frame: UInt8[Tensor, "H W 3"], config: TokenizerStageConfig, device: torch.device
+    ) -> None:
+        self.median = to_images(median_frame[None]).to(device)
+        self.config = config
+        self.device = device
+
+    def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        images = to_images(batch.video.to(self.device))
+        moving = ((images - self.median).abs().amax(dim=1, keepdim=True) > 0.05).float()
+        return {"images": images, "weights": 1.0 + self.config.moving_weight * moving}
+
+
+class FlamObjective(nn.Module):
+    """Stage 2: Eq. 6, its squared error as a mean, its KL summed over factors (see `FlamStageConfig`)."""
+
+    def __init__(self, flam: Flam, config: FlamStageConfig) -> None:
+        super().__init__()
+        self.flam = flam
+        self.config = config
+
+    def forward(
+        self, features: Float[Tensor, "B T N C"], noise: Float[Tensor, "B T-1 K A"], beta: Float[Tensor, ""]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        output = self.flam(features, noise, self.config.predict_steps)
+        target = features[:, 1:]
+        errors = [
+            (predicted[:, depth:] - target[:, depth:]).square().mean()  # frames that lie at least depth + 1 ahead
+            for depth, predicted in enumerate(output.predictions)
+        ]
+        prediction_loss = torch.stack(errors).mean()
+        kl = output.kl.mean(dim=(0, 1))  # [K]
+        loss = prediction_loss + beta * kl.sum()
+
+        copy_error = (features[:, :-1] - target).square().mean()
+        masks = output.masks.detach()
+        usage = masks.mean(dim=(0, 1, 3))  # [K]
+        entropy = -(masks * (masks + 1e-9).log()).sum(dim=2).mean()
+        metrics = {
+            "prediction_loss": prediction_loss.detach(),
+            "copy_ratio": errors[0].detach() / copy_error.clamp_min(1e-9),
+            "kl": kl.detach().sum(),
+            "beta": beta.detach(),
+            "dead_slot_mass": usage.min() * len(usage),
+            "assignment_entropy": entropy,
+            **{f"kl_{slot}": value for slot, value in enumerate(kl.detach())},
+        }
+        return loss, metrics
+
+
+class FlamInputs:
+    """Turns a batch of frames or codebook indices into the arguments of `FlamObjective`: features, noise, beta."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, flam: Flam, config: FlamStageConfig, seed: int, device: torch.device
+    ) -> None:
+        self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
+        self.action_shape = (config.clip_frames - 1, flam.config.num_slots, flam.config.action_width)
+        self.config = config
+        self.seed = seed
+        self.device = device
+
+    def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        progress = (step - self.config.beta_warmup_start) / self.config.beta_warmup_steps
+        beta = self.config.beta * min(max(progress, 0.0), 1.0)
+        return {
+            "features": self.tokenizer.lookup(self.indices(batch.video.to(self.device))),
+            "noise": self.noise(batch.positions).to(self.device),
+            "beta": torch.tensor(beta, device=self.device),
+        }
+
+    def indices(self, video: Tensor) -> Tensor:
+        """Codebook indices [B, T, N] of frames [B, T, H, W, 3], or of indices as they are."""
+        if video.dtype != torch.uint8:
+            return video
+        return self.tokenizer.encode(to_images(video)).unflatten(0, video.shape[:2])
+
+    def noise(self, positions: Tensor) -> Tensor:
+        """Standard normal draws [B, T-1, K, A] that depend on the seed and each clip's position alone."""
+        generator = torch.Generator()
+        draws = []
+        for position in positions.tolist():
+            generator.manual_seed((self.seed * 1_000_003 + position) % 2**63)
+            draws.append(torch.randn(self.action_shape, generator=generator))
+        return torch.stack(draws)

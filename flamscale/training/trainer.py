@@ -1,0 +1,166 @@
+"""The training loop of both stages: engine, loader and validation in; a trained engine, records and checkpoints out.
+
+The loop does not know what it trains, on how many processes, or where the clips come from. It waits for the device
+only where it writes a record, and goes on from the newest checkpoint: on a CPU, in fp32 and at the same world size,
+every later loss equals the uninterrupted run's bit for bit.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from flamscale.config import StageConfig, check_batch_split
+from flamscale.training.checkpoint import CheckpointStore
+from flamscale.training.engine import Engine
+from flamscale.training.metrics import Meter, MetricsRecorder, check_finite
+from flamscale.training.optimizer import learning_rate
+from flamscale.types import Batch
+
+
+class Loader(Protocol):
+    """What the loop asks of a loader; `flamscale.data.loader.ClipLoader` is one."""
+
+    @property
+    def skipped_samples(self) -> int:
+        """Damaged samples this process replaced (count)."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields this process's micro-batches without end."""
+
+    def state(self) -> Any:
+        """Returns the position after the last complete global batch, a dataclass of a few values."""
+
+    def load_state(self, state: Any) -> None:
+        """Goes on from a position that `state` returned."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What one call of `train` did."""
+
+    first_step: int
+    """Steps that an earlier run had done (count)."""
+    num_steps: int
+    """Steps done in all (count)."""
+    duration_s: float
+    """Wall time of this call (seconds)."""
+    record: dict[str, Any]
+    """The last training record; empty where there was nothing left to do."""
+
+
+def _print_now(line: str) -> None:
+    print(line, flush=True)
+
+
+def train(
+    *,
+    stage: str,
+    engine: Engine,
+    loader: Loader,
+    prepare: Callable[[Batch, int], dict[str, Tensor]],
+    config: StageConfig,
+    checkpoints: CheckpointStore,
+    recorder: MetricsRecorder,
+    validate: Callable[[], dict[str, float]] | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = _print_now,
+) -> TrainResult:
+    """Trains up to step `config.num_steps`, from the newest checkpoint or from the start.
+
+    Args:
+        stage: Name of the stage in records, progress lines and checkpoints.
+        engine: Holds objective and optimiser; all its processes call `train` with the same arguments.
+        loader: Yields this process's micro-batches.
+        prepare: Turns a micro-batch and the step, counted from 0, into the objective's inputs on the device.
+        config: Batches, optimiser, and how often to log, validate and save.
+        checkpoints: Where to save, and to go on from.
+        recorder: Takes the records.
+        validate: Returns validation metrics, averaged over processes; called on all of them.
+        seed: Of initial weights, data order and sampling; part of what a checkpoint must agree on.
+        progress: Takes one line a record, on rank 0; None for silence.
+
+    Raises:
+        FlamError: A loss or gradient norm is not finite.
+        CheckpointError: The newest checkpoint is damaged, or of another run.
+    """
+    check_batch_split(config, engine.world_size, stage)
+    accumulation = config.global_batch // (config.micro_batch * engine.world_size)
+    identity = {"stage": stage, "seed": seed}
+    resumed = checkpoints.load(engine, loader.state(), identity)
+    first_step = resumed.step if resumed else 0
+    if resumed:
+        loader.load_state(resumed.loader_state)
+    recorder.resume(stage, first_step)
+    report = progress if progress and engine.rank == 0 else _say_nothing
+    if resumed:
+        report(f"{stage}: going on from step {first_step} of {config.num_steps}")
+
+    started = time.perf_counter()
+    batches = iter(loader)
+    meter = Meter(engine.device)
+    record: dict[str, Any] = {}
+    for step in range(first_step, config.num_steps):
+        done = step + 1
+        rate = learning_rate(step, config)
+        _optimizer_step(engine, batches, prepare, step, accumulation, rate, meter)
+        saves = done % config.checkpoint_every == 0 or done == config.num_steps
+        if saves or done % config.log_every == 0:
+            head = {"stage": stage, "step": done, "kind": "train", "learning_rate": rate}
+            record = head | meter.flush(engine, config, loader.skipped_samples)
+            check_finite(record, stage, done)
+            recorder.write(record)
+            report(_progress_line(record, config))
+        if validate and config.validate_every and (done % config.validate_every == 0 or done == config.num_steps):
+            with meter.phase("validation_s"):
+                result = validate()
+            recorder.write({"stage": stage, "step": done, "kind": "validation"} | result)
+        if saves:
+            with meter.phase("checkpoint_s"):
+                checkpoints.save(done, engine, loader.state(), identity)
+    return TrainResult(first_step, max(first_step, config.num_steps), time.perf_counter() - started, record)
+
+
+def _optimizer_step(
+    engine: Engine,
+    batches: Iterator[Batch],
+    prepare: Callable[[Batch, int], dict[str, Tensor]],
+    step: int,
+    accumulation: int,
+    rate: float,
+    meter: Meter,
+) -> None:
+    metrics = []
+    for _ in range(accumulation):
+        with meter.phase("data_wait_s"):
+            batch = next(batches)
+        with meter.phase("forward_backward_s"):
+            metrics.append(engine.forward_backward(prepare(batch, step), accumulation))
+    with meter.phase("optimizer_s"):
+        grad_norm = engine.step(rate)
+    meter.add_step(metrics, grad_norm)
+
+
+def average_over(engine: Engine, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+    """Evaluates the objective on prepared batches and averages its loss terms over batches and processes.
+
+    Every process brings as many batches as the others: with ZeRO-3 each forward is a collective.
+    """
+    results = [engine.evaluate(inputs) for inputs in batches]
+    means = {name: sum(result[name] for result in results) / len(results) for name in results[0]}
+    return engine.mean(means)
+
+
+def _progress_line(record: dict[str, Any], config: StageConfig) -> str:
+    left_s = round((config.num_steps - record["step"]) * record["step_s"])
+    left = f"{left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d}"
+    return (
+        f"{record['stage']} {record['step']}/{config.num_steps}  loss {record['loss']:.5g}  "
+        f"{record['clips_per_s']:.1f} clips/s  {left} left"
+    )
+
+
+def _say_nothing(line: str) -> None:
+    pass

@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""How well does a trained model predict held-out clips, beside copying the last frame and the median training frame?
+
+Loads a `model/` folder, infers the latent actions of held-out clips, rolls the model out, and writes result.json,
+report.md, rollout.gif and rollout.png: the same evaluation that ends a pretraining job, on any data set.
+
+Command: python recipes/evaluate.py --model runs/quickstart/model --data data/quickstart --out runs/evaluation
+Hardware and hours: any; 64 clips of 64x64 take about 20 s on one CPU core.
+Expected: the numbers in the run's own result.json, digit for digit, on the same data, split and settings.
+"""
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from flamscale import command_line
+from flamscale.config import EvaluationConfig
+from flamscale.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What to evaluate, on which clips, and where the results go."""
+
+    model: str
+    """Folder in Hugging Face form: the model/ of a run directory."""
+    data: str
+    """Folder or s3:// URL of the data set: the one that holds manifest.json."""
+    out: str
+    """Folder for result.json, report.md and pictures."""
+    split: Literal["test", "validation", "train"] = "test"
+    """Part of the data set that the clips are taken from; the median frame is always that of train."""
+    device: str = "cpu"
+    """What to compute on, in torch's words: cpu, cuda, cuda:1."""
+    evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluationConfig)
+    """Clips, context and horizon."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Evaluates and writes the results."""
+    chosen = command_line.parse(Arguments, arguments, description=__doc__ or "")
+    from flamscale.data.manifest import Manifest
+    from flamscale.data.sampling import eval_clips, median_frame
+    from flamscale.eval.report import headline, write_report
+    from flamscale.eval.rollout import evaluate_rollouts
+    from flamscale.models.huggingface import FlamForWorldModeling
+
+    started = time.perf_counter()
+    manifest = Manifest.load(chosen.data)
+    model = FlamForWorldModeling.from_pretrained(chosen.model).to(chosen.device)
+    size = model.tokenizer.config.image_size
+    if (manifest.height, manifest.width) != (size, size):
+        raise ConfigError(
+            f"The model in {chosen.model} needs frames of {size} x {size} pixels, those in {chosen.data} are "
+            f"{manifest.width} x {manifest.height}; make shards with --size {size}."
+        )
+    config = chosen.evaluation
+    clips = eval_clips(
+        manifest,
+        chosen.split,
+        clip_frames=config.context_frames + config.rollout_steps,
+        frame_stride=config.frame_stride,
+        num_clips=config.num_clips,
+    )
+    evaluation = evaluate_rollouts(model.tokenizer, model.flam, clips, median_frame(manifest), config)
+    result = {**evaluation.result, "timings": {"evaluation_s": time.perf_counter() - started}}
+    settings = vars(chosen) | {"tokenizer": model.tokenizer.config, "flam": model.flam.config}
+    command = shlex.join(["python", "recipes/evaluate.py", *sys.argv[1:]])
+    write_report(Path(chosen.out), result, evaluation.pictures, settings=settings, command=command)
+    print(*headline(result), f"report: {Path(chosen.out) / 'report.md'}", sep="\n")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,116 @@
+"""One of two gloo processes, started with torchrun's variables: zero_worker.py FOLDER; writes its findings as JSON."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from flamscale_cluster.zero import ZeroEngine
+from torch import Tensor, nn
+
+from flamscale.config import StageConfig
+from flamscale.errors import CheckpointError, ConfigError
+from flamscale.training.engine import Engine, TorchEngine
+from flamscale.training.metrics import read_records
+from tests.training.toy import CPU, ToyLoader, ToyObjective, prepare, run_toy, toy_config
+
+FOLDER = Path(sys.argv[1])
+CONFIG = toy_config(global_batch=8, micro_batch=2, grad_clip=0.5, checkpoint_every=3, log_every=3)  # 2 micro-batches
+
+
+def make(stage: int, config: StageConfig = CONFIG) -> ZeroEngine:
+    objective: nn.Module = ToyObjective(seed=int(os.environ["RANK"]))  # rank 0's weights must win
+    return ZeroEngine(objective, config, zero_stage=stage, device=CPU, seed=0)
+
+
+def take_steps(engine: Engine, config: StageConfig, count: int) -> list[float]:
+    """Loss and gradient norm of some steps, as every process agrees on them."""
+    batches = iter(ToyLoader(config, engine.rank, engine.world_size))
+    accumulation = config.global_batch // config.micro_batch // engine.world_size
+    values = []
+    for _ in range(count):
+        terms = [engine.forward_backward(prepare(next(batches), 0), accumulation) for _ in range(accumulation)]
+        loss = torch.stack([term["loss"] for term in terms]).mean()
+        values += engine.mean({"loss": loss, "norm": engine.step(1e-3)}).values()
+    return values
+
+
+def compare_with_torch(engine: ZeroEngine, precision: str) -> dict[str, float]:
+    """Largest differences to a TorchEngine after three steps on the same global batches."""
+    config = toy_config(global_batch=8, micro_batch=2, grad_clip=0.5, precision=precision)
+    reference = TorchEngine(ToyObjective(seed=0), config, CPU, seed=0)
+    expected, found = take_steps(reference, config, 3), take_steps(engine, config, 3)
+    state, whole = engine.full_state_dict(), reference.full_state_dict()
+    assert list(state) == (list(whole) if engine.rank == 0 else [])
+    inputs = prepare(next(iter(ToyLoader(config))), 0)
+    held_out = engine.evaluate(inputs)["loss"] - reference.evaluate(inputs)["loss"]
+    return {
+        "steps": max(abs(a / b - 1) for a, b in zip(found, expected, strict=True)),
+        "weights": max((float((state[name] - whole[name]).abs().max()) for name in state), default=0.0),
+        "held_out": abs(float(held_out)),
+    }
+
+
+def compare_resumed(stage: int) -> dict[str, bool]:
+    """Whether a run that was cut short repeats the losses and weights of one that was not."""
+    rank = int(os.environ["RANK"])
+    states: list[dict[str, Tensor]] = []
+    losses = []
+    for name, lengths in (("whole", (9,)), ("cut", (5, 9))):
+        folder = FOLDER / f"{name}-{stage}"
+        for num_steps in lengths:
+            config = toy_config(
+                global_batch=8, micro_batch=2, checkpoint_every=3, log_every=3, num_steps=num_steps, warmup_steps=2
+            )
+            engine = make(stage, config)
+            run_toy(folder, config, engine=engine, loader=ToyLoader(config, rank, 2), recorder_enabled=rank == 0)
+            state = engine.full_state_dict()
+            engine.close()
+        states.append(state)
+        if rank == 0:
+            records = read_records(folder / "metrics.jsonl")
+            losses.append([loss for record in records for loss in record["losses"]])
+    same = all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    return {"weights": same, "losses": rank > 0 or (losses[0] == losses[1] and len(losses[0]) == 9)}
+
+
+def message(error: type[Exception], action: object) -> str:
+    try:
+        action()  # type: ignore[operator]
+    except error as caught:
+        return str(caught)
+    return ""
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    findings: dict[str, object] = {}
+    for stage in range(4):
+        engine = make(stage)
+        findings[f"parity-{stage}"] = compare_with_torch(engine, "fp32")
+        engine.close()
+        findings[f"resume-{stage}"] = compare_resumed(stage)
+    for stage in (1, 3):
+        engine = make(stage, toy_config(global_batch=8, micro_batch=2, grad_clip=0.5, precision="bf16"))
+        findings[f"bf16-{stage}"] = compare_with_torch(engine, "bf16")
+        findings[f"bf16-{stage}-dtypes"] = sorted({str(value.dtype) for value in engine.full_state_dict().values()})
+        engine.close()
+
+    engine = make(2)
+    findings["accumulation"] = message(ConfigError, lambda: engine.forward_backward({}, 7))
+    findings["stage"] = message(
+        CheckpointError, lambda: run_toy(FOLDER / "whole-1", CONFIG, engine=engine, loader=ToyLoader(CONFIG, 0, 2))
+    )
+    single = TorchEngine(ToyObjective(), CONFIG, CPU, seed=0)
+    findings["world_size"] = message(
+        CheckpointError, lambda: run_toy(FOLDER / "whole-2", CONFIG, engine=single, loader=ToyLoader(CONFIG))
+    )
+    findings["mean"] = engine.mean({"rank": float(engine.rank), "one": torch.ones(())})
+    engine.close()
+    torch.distributed.destroy_process_group()
+    (FOLDER / f"findings-{engine.rank}.json").write_text(json.dumps(findings))
+
+
+if __name__ == "__main__":
+    main()

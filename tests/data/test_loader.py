@@ -1,0 +1,291 @@
+"""The loader: one global sequence for every topology, resumed at the very next clip; faults cost their sample alone."""
+
+import itertools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flamscale.config import DataConfig
+from flamscale.data.decode import decode_frames
+from flamscale.data.loader import ClipLoader, LoaderState
+from flamscale.data.manifest import Manifest
+from flamscale.errors import ConfigError, DataError
+from flamscale.types import Batch
+
+
+def _loader(manifest: Manifest, *, transform: Callable[[Tensor], Tensor] | None = None, **changes: Any) -> ClipLoader:
+    config = {name: changes.pop(name) for name in list(changes) if name in DataConfig.__dataclass_fields__}
+    settings_ = {
+        "clip_frames": 3, "frame_stride": 2, "clip_hop": 1, "global_batch": 12, "micro_batch": 12, "rank": 0,
+        "world_size": 1, "seed": 5,
+    }  # fmt: skip
+    config = {"window_shards": 2, "prefetch_batches": 0, **config}
+    return ClipLoader(manifest, "train", **{**settings_, **changes}, config=DataConfig(**config), transform=transform)
+
+
+def _take(loader: ClipLoader, count: int) -> list[Batch]:
+    return list(itertools.islice(loader, count))
+
+
+def _global_batches(
+    manifest: Manifest, count: int, *, world_size: int = 1, micro_batch: int = 12, **changes: Any
+) -> Any:
+    """Returns `count` global batches put together from all ranks: video and positions."""
+    per_rank = count * 12 // world_size // micro_batch
+    ranks = []
+    for rank in range(world_size):
+        with _loader(manifest, rank=rank, world_size=world_size, micro_batch=micro_batch, **changes) as loader:
+            batches = _take(loader, per_rank)
+        video = torch.cat([batch.video for batch in batches]).unflatten(0, (count, 12 // world_size))
+        positions = torch.cat([batch.positions for batch in batches]).unflatten(0, (count, 12 // world_size))
+        ranks.append((video, positions))
+    return torch.cat([video for video, _ in ranks], dim=1), torch.cat([positions for _, positions in ranks], dim=1)
+
+
+def test_clips_hold_the_frames_they_should(data_set: Manifest) -> None:
+    loader = _loader(data_set)
+    seen = set()
+    for batch in _take(loader, loader.num_clips // 12):
+        assert batch.video.dtype == torch.uint8
+        assert batch.video.shape == (12, 3, 16, 16, 3)
+        for clip in batch.video[:, :, 0, 0, :2].tolist():
+            (episode, first), *rest = clip
+            assert rest == [[episode, first + 2], [episode, first + 4]]
+            seen.add((episode, first))
+    assert len(seen) == loader.num_clips // 12 * 12  # no clip twice in an epoch
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [
+        {"world_size": 2, "micro_batch": 6},
+        {"world_size": 3, "micro_batch": 2},
+        {"world_size": 4, "micro_batch": 1},
+        {"prefetch_batches": 3},
+        {"cache_mib": 1, "prefetch_batches": 1, "world_size": 2, "micro_batch": 3},
+    ],
+)
+def test_global_batches_are_bit_equal_whatever_the_topology(data_set: Manifest, topology: dict[str, int]) -> None:
+    video, positions = _global_batches(data_set, 30)  # more than an epoch
+    other_video, other_positions = _global_batches(data_set, 30, **topology)
+    assert torch.equal(positions.flatten(), torch.arange(30 * 12))
+    assert torch.equal(positions, other_positions)
+    assert torch.equal(video, other_video)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    done=st.integers(0, 20),
+    before=st.sampled_from([(1, 12), (2, 3), (3, 4)]),
+    after=st.sampled_from([(1, 4), (2, 6), (4, 1)]),
+)
+def test_a_resumed_run_continues_with_exactly_the_next_batch_at_any_world_size(
+    data_set: Manifest, done: int, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    with _loader(data_set, world_size=before[0], micro_batch=before[1], prefetch_batches=2) as loader:
+        _take(loader, done * 12 // before[0] // before[1])
+        state = loader.state()
+    assert divmod(done * 12, loader.num_clips) == (state.epoch, state.position)
+    expected, _ = _global_batches(data_set, done + 2)
+    parts = []
+    for rank in range(after[0]):
+        resumed = _loader(data_set, rank=rank, world_size=after[0], micro_batch=after[1])
+        resumed.load_state(state)
+        batches = _take(resumed, 24 // after[0] // after[1])
+        parts.append(torch.cat([batch.video for batch in batches]).unflatten(0, (2, 12 // after[0])))
+    assert torch.equal(torch.cat(parts, dim=1), expected[done:])
+
+
+def test_the_state_moves_only_when_a_global_batch_is_complete(data_set: Manifest) -> None:
+    with _loader(data_set, micro_batch=4, prefetch_batches=2) as loader:
+        positions = []
+        for _ in range(7):
+            next(loader)
+            positions.append(loader.state().position)
+    assert positions == [0, 0, 12, 12, 12, 24, 24]
+
+
+def test_loading_a_state_goes_back_with_prefetching_too(data_set: Manifest) -> None:
+    with _loader(data_set, prefetch_batches=2) as loader:
+        _take(loader, 2)
+        state = loader.state()
+        first = _take(loader, 3)
+        loader.load_state(state)
+        again = _take(loader, 3)
+    assert all(torch.equal(a.video, b.video) for a, b in zip(first, again, strict=True))
+
+
+def test_a_state_of_another_data_set_or_seed_is_told_in_one_sentence(data_set: Manifest) -> None:
+    loader = _loader(data_set)
+    with pytest.raises(
+        DataError, match=r"saved with manifest hash other, and the run now has .*: resume with the same"
+    ):
+        loader.load_state(LoaderState(epoch=0, position=0, seed=5, manifest_hash="other"))
+    with pytest.raises(DataError, match=r"saved with seed 6, and the run now has 5: resume with the same"):
+        loader.load_state(LoaderState(epoch=0, position=0, seed=6, manifest_hash=data_set.hash))
+
+
+def test_batches_larger_than_the_data_set_run_through_several_epochs(
+    make_data_set: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    manifest = make_data_set(str(tmp_path), (5,))
+    (batch,) = _take(_loader(manifest, clip_frames=2, frame_stride=1), 1)
+    firsts = batch.video[:, 0, 0, 0, 1].tolist()
+    assert [sorted(firsts[start : start + 4]) for start in (0, 4, 8)] == [[0, 1, 2, 3]] * 3
+
+
+@pytest.mark.parametrize("cache_mib", [0, 1])
+def test_a_transform_sees_frames_and_its_result_is_cut_into_clips(data_set: Manifest, cache_mib: int) -> None:
+    def first_pixel(frames: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        return frames[:, 0, 0, :2].long()
+
+    plain, _ = _global_batches(data_set, 2)
+    mapped, _ = _global_batches(data_set, 2, transform=first_pixel, cache_mib=cache_mib, prefetch_batches=1)
+    assert mapped.dtype == torch.int64
+    assert torch.equal(mapped, plain[:, :, :, 0, 0, :2].long())
+
+
+def test_the_cache_decodes_every_sample_once_and_stays_below_its_limit(
+    data_set: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+
+    def counted(video: bytes, first: int, count: int, stride: int = 1) -> Any:
+        decoded.append(count)
+        return decode_frames(video, first, count, stride)
+
+    monkeypatch.setattr("flamscale.data.reader.decode_frames", counted)
+    _take(_loader(data_set, cache_mib=16), 30)
+    num_samples = sum(int((shard.frames >= 5).sum()) for shard in data_set.of_split("train"))
+    assert len(decoded) == num_samples
+    decoded.clear()
+
+    def heavy(frames: Tensor) -> Tensor:
+        return frames.float().repeat(1, 1, 1, 40)  # 120 KiB a frame, of which 1 MiB holds a sample or none
+
+    loader = _loader(data_set, cache_mib=1, transform=heavy)
+    _take(loader, 10)
+    assert len(decoded) > num_samples
+    assert loader._clips._reader.cache_bytes <= 2**20
+
+
+def _damage(manifest: Manifest, *keys: str) -> None:
+    """Flips a bit in the video of each named sample."""
+    for shard in manifest.of_split("train"):
+        path = Path(manifest.url, shard.path)
+        content = bytearray(path.read_bytes())
+        for index, key in enumerate(shard.keys):
+            if key in keys:
+                content[int(shard.members["mp4"].offsets[index]) + 100] ^= 1
+        path.write_bytes(content)
+
+
+def test_a_damaged_sample_is_counted_and_replaced_by_the_same_clips_for_everyone(own_data_set: Manifest) -> None:
+    _damage(own_data_set, "e004")
+    loader = _loader(own_data_set, max_bad_fraction=0.1)
+    batches = _take(loader, 30)
+    assert loader.skipped_samples == 1
+    assert list(loader.bad_samples) == ["e004"]
+    assert "checksum" in loader.bad_samples["e004"]
+    video = torch.stack([batch.video for batch in batches])
+    assert 4 not in video[..., 0].unique().tolist()
+    split, _ = _global_batches(
+        own_data_set, 30, world_size=3, micro_batch=2, max_bad_fraction=0.1, cache_mib=1, prefetch_batches=1
+    )
+    assert torch.equal(split, video)
+
+
+def test_a_truncated_tar_costs_only_the_samples_behind_the_cut(own_data_set: Manifest) -> None:
+    shard = own_data_set.of_split("train")[0]
+    path = Path(own_data_set.url, shard.path)
+    path.write_bytes(path.read_bytes()[: int(shard.members["mp4"].offsets[-2]) + 10])
+    loader = _loader(own_data_set, max_bad_fraction=0.5)
+    _take(loader, 30)
+    assert set(loader.bad_samples) == {
+        key for key, frames in zip(shard.keys[-2:], shard.frames[-2:], strict=True) if frames >= 5
+    }
+
+
+def test_a_missing_shard_costs_its_samples(own_data_set: Manifest) -> None:
+    shard = own_data_set.of_split("train")[1]
+    Path(own_data_set.url, shard.path).unlink()
+    loader = _loader(own_data_set, max_bad_fraction=0.9)
+    _take(loader, 30)
+    assert set(loader.bad_samples) <= set(shard.keys)
+    assert "is missing" in next(iter(loader.bad_samples.values()))
+
+
+@pytest.mark.parametrize("prefetch_batches", [0, 2])
+def test_too_many_damaged_samples_end_the_run_with_one_sentence(own_data_set: Manifest, prefetch_batches: int) -> None:
+    _damage(own_data_set, "e004", "e006", "e010")
+    with (
+        _loader(own_data_set, max_bad_fraction=0.1, prefetch_batches=prefetch_batches) as loader,
+        pytest.raises(DataError, match=r"^3 of 24 samples are damaged, more than the allowed share of 0.1, the latest"),
+    ):
+        _take(loader, 60)
+
+
+def test_a_video_that_cannot_be_decoded_is_a_damaged_sample(
+    own_data_set: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def undecodable(*_: Any) -> Any:
+        raise DataError("This video cannot be decoded: no.")
+
+    monkeypatch.setattr("flamscale.data.reader.decode_frames", undecodable)
+    with pytest.raises(
+        DataError, match=r"Not one of the 24 samples of this split can be read, .*cannot be decoded: no"
+    ):
+        _take(_loader(own_data_set, max_bad_fraction=1.0), 1)
+
+
+def test_closing_ends_the_background_thread(data_set: Manifest) -> None:
+    before = threading.active_count()
+    with _loader(data_set, prefetch_batches=2) as loader:
+        _take(loader, 2)
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+
+
+def test_an_s3_data_set_gives_the_same_batches_as_a_local_one(
+    make_data_set: Callable[..., Manifest], s3_url: str, tmp_path: Path
+) -> None:
+    frames = (9, 7, 12)
+    there, here = (make_data_set(url, frames) for url in (s3_url, str(tmp_path)))
+    remote, _ = _global_batches(there, 3, prefetch_batches=2)
+    local, _ = _global_batches(here, 3)
+    assert torch.equal(remote, local)
+
+
+def test_a_truncated_object_costs_only_its_samples(
+    make_data_set: Callable[..., Manifest], s3_url: str, data_set: Manifest
+) -> None:
+    from flamscale.data import storage
+
+    manifest = make_data_set(s3_url, (9, 9, 9, 9))
+    shard = manifest.of_split("train")[0]
+    address = storage.join(s3_url, shard.path)
+    storage.write_bytes(address, storage.read_bytes(address)[: int(shard.members["mp4"].offsets[-2]) + 10])
+    loader = _loader(manifest, max_bad_fraction=0.5)
+    _take(loader, 3)
+    assert loader.skipped_samples
+    assert set(loader.bad_samples) <= {"e002", "e003"}
+
+
+def test_batches_that_do_not_divide_are_told(data_set: Manifest) -> None:
+    with pytest.raises(ConfigError, match=r"multiple of micro-batch x world size = 5 x 2"):
+        _loader(data_set, micro_batch=5, world_size=2)
+
+
+def test_clips_longer_than_every_sample_are_told(data_set: Manifest) -> None:
+    with pytest.raises(
+        DataError, match=r"A clip of 100 frames at stride 1 spans 100 frames, and the longest .* has 20"
+    ):
+        _loader(data_set, clip_frames=100, frame_stride=1)

@@ -1,0 +1,129 @@
+"""The evaluation as a whole, on tiny models and clips whose baselines are known by hand."""
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flamscale.errors import DataError
+from flamscale.eval.metrics import frame_psnr
+from flamscale.eval.rollout import RolloutEvaluation, evaluate_rollouts
+from flamscale.models.flam import Flam, Rollout
+from flamscale.models.tokenizer import Tokenizer, to_images
+
+from .conftest import EVALUATION
+
+
+def test_the_result_has_the_promised_numbers_and_is_json(evaluation: RolloutEvaluation) -> None:
+    result = json.loads(json.dumps(evaluation.result))
+    for name in ("psnr", "ssim", "moving_psnr", "copy_last_psnr", "median_frame_psnr", "shuffled_actions_psnr"):
+        assert math.isfinite(result["rollout"][name]), name
+    assert len(result["rollout"]["psnr_by_step"]) == EVALUATION.rollout_steps
+    assert math.isfinite(result["tokenizer"]["psnr"])
+    assert result["timings"] == {}
+
+
+def test_baselines_are_those_computed_by_hand(
+    evaluation: RolloutEvaluation, clips: Tensor, median_frame: Tensor
+) -> None:
+    truth = to_images(clips[:, 2:])
+    copied = to_images(clips[:, 1:2].expand(-1, 3, -1, -1, -1))
+    median = to_images(median_frame[None]).expand_as(truth)
+    rollout = evaluation.result["rollout"]
+    assert rollout["copy_last_psnr"] == pytest.approx(frame_psnr(copied, truth).mean().item())
+    assert rollout["median_frame_psnr"] == pytest.approx(frame_psnr(median, truth).mean().item())
+    best = max(rollout["copy_last_psnr"], rollout["median_frame_psnr"])
+    assert rollout["gain_over_best_baseline_db"] == pytest.approx(rollout["psnr"] - best)
+    assert rollout["shuffled_actions_drop_db"] == pytest.approx(rollout["psnr"] - rollout["shuffled_actions_psnr"])
+
+
+def test_the_numbers_do_not_depend_on_the_batch(
+    evaluation: RolloutEvaluation, models: tuple[Tokenizer, Flam], clips: Tensor, median_frame: Tensor
+) -> None:
+    whole = evaluate_rollouts(*models, clips, median_frame, replace(EVALUATION, batch_clips=64)).result
+    for section in ("rollout", "tokenizer", "factors"):
+        for name, value in evaluation.result[section].items():
+            assert whole[section][name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_the_model_sees_context_and_actions_alone_and_every_clip_also_gets_another_ones_actions(
+    models: tuple[Tokenizer, Flam], clips: Tensor, median_frame: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, flam = models
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def recorded(context: Tensor, actions: Tensor, quantize: Any) -> Rollout:
+        calls.append((context, actions))
+        return Flam.rollout(flam, context, actions, quantize)
+
+    monkeypatch.setattr(flam, "rollout", recorded)
+    evaluate_rollouts(tokenizer, flam, clips, median_frame, replace(EVALUATION, batch_clips=5))
+    (context, own), (_, other) = calls
+    assert context.shape[:2] == (5, 2)
+    assert own.shape[:2] == (5, 4)
+    torch.testing.assert_close(own, flam.infer_actions(tokenizer.lookup(_indices(tokenizer, clips))))
+    assert all((other[clip] != own[clip]).any() for clip in range(5))
+    assert sorted(other.sum(dim=(1, 2, 3)).tolist()) == pytest.approx(sorted(own.sum(dim=(1, 2, 3)).tolist()))
+
+
+def test_clips_in_which_nothing_moves_have_no_moving_psnr(
+    models: tuple[Tokenizer, Flam], clips: Tensor, median_frame: Tensor
+) -> None:
+    still = clips[:, :1].expand(-1, 5, -1, -1, -1)
+    rollout = evaluate_rollouts(*models, still, median_frame, EVALUATION).result["rollout"]
+    assert math.isnan(rollout["moving_psnr"])
+    assert rollout["moving_pixel_share"] == 0.0
+    assert rollout["copy_last_psnr"] == 100.0
+
+
+def test_factor_measures_are_per_slot(evaluation: RolloutEvaluation) -> None:
+    factors = evaluation.result["factors"]
+    assert len(factors["kl"]) == len(factors["slot_mass"]) == 3
+    assert sum(factors["slot_mass"]) == pytest.approx(1.0)
+    assert factors["kl_total"] == pytest.approx(sum(factors["kl"]))
+    assert 0.0 <= factors["assignment_entropy"] <= factors["max_assignment_entropy"] == pytest.approx(math.log(3))
+    assert 0.0 < evaluation.result["tokenizer"]["codebook_used"] <= 1.0
+
+
+def test_pictures_are_of_clips_spread_over_all(evaluation: RolloutEvaluation, clips: Tensor) -> None:
+    pictures = evaluation.pictures
+    assert torch.equal(pictures.truth, clips[[0, 4]])
+    assert pictures.prediction.shape == (2, 3, 16, 16, 3)
+    assert pictures.masks.shape == (2, 5, 3, 4, 4)
+    assert pictures.num_context == 2
+    predicted = to_images(pictures.prediction)
+    assert pictures.psnr.flatten().tolist() == pytest.approx(
+        frame_psnr(predicted, to_images(pictures.truth[:, 2:])).tolist(), abs=0.05
+    )
+
+
+def test_the_models_are_left_in_the_mode_they_were_in(
+    models: tuple[Tokenizer, Flam], clips: Tensor, median_frame: Tensor
+) -> None:
+    tokenizer, flam = models
+    tokenizer.eval()
+    evaluate_rollouts(tokenizer, flam, clips, median_frame, EVALUATION)
+    assert (tokenizer.training, flam.training) == (False, True)
+    tokenizer.train()
+
+
+def test_one_clip_is_refused_since_nothing_can_be_shuffled(
+    models: tuple[Tokenizer, Flam], clips: Tensor, median_frame: Tensor
+) -> None:
+    with pytest.raises(DataError, match=r"at least 2 held-out clips of 5 frames.*found 1; make more"):
+        evaluate_rollouts(*models, clips[:1], median_frame, EVALUATION)
+
+
+def test_clips_of_another_length_are_refused(
+    models: tuple[Tokenizer, Flam], clips: Tensor, median_frame: Tensor
+) -> None:
+    with pytest.raises(DataError, match=r"rollout-steps = 5 frames, found 4"):
+        evaluate_rollouts(*models, clips[:, :4], median_frame, EVALUATION)
+
+
+def _indices(tokenizer: Tokenizer, clips: Tensor) -> Tensor:
+    return tokenizer.encode(to_images(clips)).unflatten(0, clips.shape[:2])

@@ -1,0 +1,108 @@
+"""The recipe as a user runs it: data sets that load, exit codes, and one sentence for every mistake."""
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flamscale.data.encode import LOSSLESS_CRF, encode_frames
+from flamscale.data.manifest import Manifest
+from flamscale.data.sources.multigrid import MultigridSource
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "make_shards.py"
+
+
+@pytest.fixture(scope="module")
+def make_shards() -> Callable[..., int]:
+    """The recipe's main, called with the flags it gets."""
+    spec = importlib.util.spec_from_file_location("make_shards", RECIPE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["make_shards"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*flags: object) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [str(RECIPE), *map(str, flags)])
+            return module.main()
+
+    return run
+
+
+def test_multigrid_shards_have_all_splits(
+    make_shards: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "room"
+    flags = ("--source", "multigrid", "--out", out, "--episodes", 20, "--episode-frames", 8, "--num-agents", 2)
+    assert make_shards(*flags) == 0
+    assert "Wrote 16 train + 2 validation + 2 test episodes, 160 frames of 64x64, 3 shards" in capsys.readouterr().out
+    manifest = Manifest.load(str(out))
+    assert (manifest.source, manifest.height, manifest.width, manifest.fps) == ("multigrid", 64, 64, 10.0)
+    assert [(shard.split, len(shard)) for shard in manifest.shards] == [("train", 16), ("validation", 2), ("test", 2)]
+
+
+def test_the_same_command_again_says_so_and_does_nothing(
+    make_shards: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--source", "multigrid", "--out", tmp_path, "--episodes", 3, "--episode-frames", 4)
+    assert make_shards(*flags) == 0
+    before = (tmp_path / "manifest.json").stat().st_mtime_ns
+    assert make_shards(*flags) == 0
+    assert "already holds this data set" in capsys.readouterr().out
+    assert (tmp_path / "manifest.json").stat().st_mtime_ns == before
+    assert make_shards(*flags, "--seed", 1) == 2
+    assert "already holds a data set made with other arguments" in capsys.readouterr().err
+
+
+def test_video_shards_of_another_size(make_shards: Callable[..., int], tmp_path: Path) -> None:
+    (episode,) = MultigridSource(episodes=1, episode_frames=60)
+    (tmp_path / "film.mp4").write_bytes(encode_frames(episode.frames, 10.0, LOSSLESS_CRF))
+    flags = ("--source", "video", "--input", tmp_path / "film.mp4", "--size", 32, "--episode-frames", 5)
+    assert make_shards(*flags, "--out", tmp_path / "out", "--crop", "0,0,64,64") == 0
+    manifest = Manifest.load(str(tmp_path / "out"))
+    assert (manifest.source, manifest.height) == ("video", 32)
+    assert [(shard.split, len(shard)) for shard in manifest.shards] == [("train", 10), ("validation", 1), ("test", 1)]
+
+
+def test_shards_go_to_s3_as_well(make_shards: Callable[..., int], s3_url: str) -> None:
+    assert make_shards("--source", "multigrid", "--out", s3_url, "--episodes", 3, "--episode-frames", 4) == 0
+    assert len(Manifest.load(s3_url).shards) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (("--source", "multigrid", "--input", "x"), 2, "--input cannot take effect with --source multigrid"),
+        (("--source", "video", "--input", "x", "--seed", 1), 2, "--seed cannot take effect with --source video"),
+        (("--source", "video"), 2, "--source video needs --input"),
+        (("--source", "multigrid", "--num-agents", 0), 2, "num-agents must lie between 1 and 32"),
+        (("--source", "multigrid", "--shard-mib", 0), 2, "shard-mib must be at least 1"),
+        (("--source", "video", "--input", "missing"), 1, "Expected video files"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing_behind(
+    make_shards: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[object, ...],
+    code: int,
+    message: str,
+) -> None:
+    assert make_shards(*flags, "--out", tmp_path / "out") == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("make_shards: ")
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_answers_quickly_because_it_imports_nothing_heavy() -> None:
+    command = [sys.executable, "-X", "importtime", str(RECIPE), "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Height and width of a frame (pixels)" in result.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
+    assert "flamscale.data.shards" in imported
+    assert not imported & {"torch", "webdataset", "multigrid", "botocore"}

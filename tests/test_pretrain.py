@@ -1,0 +1,175 @@
+"""Both stages, export and evaluation in one process; killed and gone on with; refused where something does not fit."""
+
+import json
+import math
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from flamscale.config import DataConfig, PretrainConfig, load_pretrain_config
+from flamscale.data.sampling import eval_clips
+from flamscale.errors import CheckpointError, ConfigError, DataError
+from flamscale.pretrain import check_inputs, summary
+from flamscale.run_directory import RunDirectory
+from flamscale.training.metrics import read_records
+from tests.tiny import CHECKPOINT_EVERY, NUM_STEPS, make_data, run_tiny, tiny_config
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[PretrainConfig, dict]:
+    """A run that was never interrupted; do not change its files."""
+    config = tiny_config(tiny_data, tmp_path_factory.mktemp("run") / "out")
+    torch.set_num_threads(1)
+    return config, run_tiny(config)
+
+
+def losses(out: Path) -> dict[str, list[float]]:
+    """The loss of every step of each stage."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for record in read_records(out / "metrics.jsonl"):
+        if record["kind"] == "train":
+            found[record["stage"]] += record["losses"]
+    return found
+
+
+def test_a_run_leaves_everything_in_its_directory(finished):
+    config, result = finished
+    out = Path(config.out)
+    assert load_pretrain_config(out / "config.json") == config
+    assert json.loads((out / "result.json").read_text())["rollout"]["psnr"] == pytest.approx(result["rollout"]["psnr"])
+    for name in ("report.md", "rollout.gif", "curves.png", "model/config.json", "model/model.safetensors"):
+        assert (out / name).stat().st_size > 0
+    assert list((out / "tensorboard").rglob("events.*"))
+    assert (out / "checkpoints" / "flam" / f"step-{NUM_STEPS:06d}" / "meta.json").exists()
+    assert {stage: len(values) for stage, values in losses(out).items()} == {"tokenizer": NUM_STEPS, "flam": NUM_STEPS}
+
+
+def test_the_result_has_the_numbers_that_are_promised(finished):
+    _, result = finished
+    for name in ("psnr", "copy_last_psnr", "median_frame_psnr", "moving_psnr", "ssim"):
+        assert math.isfinite(result["rollout"][name])
+    assert math.isfinite(result["tokenizer"]["psnr"])
+    assert set(result["timings"]) == {"tokenizer_stage_s", "flam_stage_s", "export_s", "evaluation_s"}
+
+
+def test_validation_is_recorded_beside_training(finished):
+    config, _ = finished
+    records = [record for record in read_records(Path(config.out) / "metrics.jsonl") if record["kind"] == "validation"]
+    assert [(record["stage"], record["step"]) for record in records] == [
+        ("tokenizer", 6), ("tokenizer", 12), ("flam", 6), ("flam", 12),
+    ]  # fmt: skip
+    assert all(math.isfinite(record["loss"]) for record in records)
+
+
+def test_the_exported_model_is_the_one_that_was_evaluated(finished, tiny_data):
+    from transformers import AutoModel
+
+    from flamscale.data.manifest import Manifest
+    from flamscale.eval.rollout import evaluate_rollouts
+
+    config, result = finished
+    model = AutoModel.from_pretrained(Path(config.out) / "model")
+    clips = eval_clips(Manifest.load(tiny_data), "test", clip_frames=6, frame_stride=1, num_clips=4)
+    median = RunDirectory(Path(config.out)).load_median_frame()
+    again = evaluate_rollouts(model.tokenizer, model.flam, clips, median, config.evaluation).result
+    assert again["rollout"]["psnr"] == pytest.approx(result["rollout"]["psnr"], abs=1e-4)
+
+
+def test_the_last_lines_say_the_numbers_and_where_everything_is(finished):
+    config, result = finished
+    lines = summary(config, result)
+    assert f"{result['rollout']['psnr']:.2f} dB" in lines[0]
+    assert config.out in lines[-1]
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_either_stage_goes_on_bit_for_bit(finished, tiny_data, tmp_path):
+    config, _ = finished
+    command = [sys.executable, ROOT / "tests" / "tiny.py", tiny_data, tmp_path / "out"]
+    step = CHECKPOINT_EVERY + 2  # two steps behind a checkpoint, which are lost
+    for stage in ("tokenizer", "flam"):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+            assert process.stdout is not None
+            assert any(line.startswith(f"{stage} {step}/") for line in process.stdout)
+            process.kill()
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    assert f"flam: going on from step {CHECKPOINT_EVERY} of {NUM_STEPS}" in done.stdout
+    assert losses(tmp_path / "out") == losses(Path(config.out))
+    again = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert again["rollout"] == json.loads((Path(config.out) / "result.json").read_text())["rollout"]
+
+
+def test_a_finished_run_submitted_again_trains_no_step(finished):
+    config, result = finished
+    before = losses(Path(config.out))
+    again = run_tiny(config)
+    assert losses(Path(config.out)) == before
+    assert again["rollout"] == result["rollout"]
+
+
+def test_a_directory_of_another_model_is_refused_with_what_differs(finished):
+    config, _ = finished
+    other = replace(config, seed=1, flam=replace(config.flam, num_slots=3))
+    with pytest.raises(ConfigError, match=r"flam\.num_slots is 2 there and 3 here; seed is 0 there and 1 here"):
+        check_inputs(other)
+    assert load_pretrain_config(Path(config.out) / "config.json") == config
+
+
+def test_settings_that_change_nothing_learned_may_change_between_submissions(finished):
+    config, _ = finished
+    stage = replace(config.flam_stage, log_every=2, micro_batch=4)
+    check_inputs(replace(config, flam_stage=stage, evaluation=replace(config.evaluation, num_clips=2)))
+    check_inputs(config)
+
+
+def test_a_directory_of_another_data_set_is_refused(finished, tmp_path):
+    config, _ = finished
+    other = replace(config, data=DataConfig(url=make_data(str(tmp_path / "data"), seed=1)))
+    with pytest.raises(CheckpointError, match="was trained on another data set"):
+        run_tiny(other)
+
+
+def test_a_damaged_tokenizer_is_refused(finished, tiny_data, tmp_path):
+    config, _ = finished
+    directory = RunDirectory(tmp_path)
+    tokenizer = RunDirectory(Path(config.out)).load_tokenizer(config.tokenizer, check_inputs(config).hash)
+    directory.save_tokenizer(tokenizer, "0" * 64)
+    weights = directory.tokenizer / "tokenizer.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        directory.load_tokenizer(config.tokenizer, "0" * 64)
+
+
+def test_frames_of_another_size_are_refused(tiny_data, tmp_path):
+    config = tiny_config(tiny_data, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"are 32 x 32 pixels, tokenizer.image-size is 64; pass"):
+        check_inputs(replace(config, tokenizer=replace(config.tokenizer, image_size=64)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_data_set_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(DataError, match=r"no manifest\.json"):
+        run_tiny(tiny_config(str(tmp_path), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_directory_that_cannot_be_made_is_refused(tiny_data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written: Not a directory; choose another --out"):
+        check_inputs(tiny_config(tiny_data, tmp_path / "file" / "out"))
+
+
+def test_a_run_directory_without_write_permission_is_refused(tiny_data, tmp_path, monkeypatch):
+    def refuse(*arguments, **settings):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # tests may run as root, who may write anywhere
+    with pytest.raises(ConfigError, match="cannot be written: Permission denied; choose another --out"):
+        check_inputs(tiny_config(tiny_data, tmp_path / "out"))

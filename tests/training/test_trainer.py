@@ -1,0 +1,138 @@
+"""The loop with a TorchEngine: records, resume, accumulation, divergence."""
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from flamscale.config import StageConfig
+from flamscale.errors import FlamError
+from flamscale.training.engine import TorchEngine
+from flamscale.training.metrics import read_records
+from flamscale.training.trainer import average_over
+from flamscale.types import Batch
+from tests.training.toy import CPU, ToyLoader, ToyObjective, prepare, run_toy, toy_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def losses(folder: Path) -> list[float]:
+    return [loss for record in read_records(folder / "metrics.jsonl") for loss in record.get("losses", [])]
+
+
+def test_every_record_carries_what_a_run_reports(tmp_path: Path) -> None:
+    result = run_toy(tmp_path, toy_config(num_steps=10))
+    records = read_records(tmp_path / "metrics.jsonl")
+    assert [record["step"] for record in records] == [4, 6, 8, 10]
+    assert [len(record["losses"]) for record in records] == [4, 2, 2, 2]
+    names = (
+        "stage step kind loss mse bias grad_norm learning_rate clips_per_s frames_per_s step_s data_wait_s "
+        "forward_backward_s optimizer_s checkpoint_s skipped_samples memory_peak_mib losses grad_norms"
+    )
+    for record in records:
+        assert set(names.split()) <= record.keys()
+        assert record["loss"] == pytest.approx(sum(record["losses"]) / len(record["losses"]))
+        assert record["frames_per_s"] == pytest.approx(8 * record["clips_per_s"])
+    assert records[2]["checkpoint_s"] > 0
+    assert result.record == records[-1]
+    assert result.num_steps == 10
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    def always_the_same(batch: Batch, step: int) -> dict[str, Tensor]:
+        return prepare(Batch(video=torch.arange(4), positions=torch.arange(4)), step)
+
+    run_toy(tmp_path, toy_config(num_steps=60), make_inputs=always_the_same)
+    assert losses(tmp_path)[-1] < 0.2 * losses(tmp_path)[0]
+
+
+def test_resume_after_sigkill_repeats_the_uninterrupted_run_bit_for_bit(tmp_path: Path) -> None:
+    run_toy(tmp_path / "whole", toy_config())
+    killed = tmp_path / "killed"
+    at_step = random.randrange(4, 21)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    process = subprocess.Popen([sys.executable, ROOT / "tests/training/toy.py", killed], env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        path = killed / "metrics.jsonl"
+        while not (path.exists() and f'"step": {at_step // 4 * 4},' in path.read_text()):
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.1))
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert len(losses(killed)) < 30
+    assert run_toy(killed, toy_config()).first_step % 6 == 0
+    assert losses(killed) == losses(tmp_path / "whole")
+    assert run_toy(killed, toy_config()).record == {}
+
+
+def test_micro_batches_leave_the_steps_the_same_to_rounding(tmp_path: Path) -> None:
+    for micro_batch in (8, 4, 1):
+        run_toy(tmp_path / str(micro_batch), toy_config(num_steps=12, micro_batch=micro_batch))
+    for micro_batch in (4, 1):
+        torch.testing.assert_close(
+            torch.tensor(losses(tmp_path / str(micro_batch))),
+            torch.tensor(losses(tmp_path / "8")),
+            rtol=1e-4,
+            atol=1e-6,
+        )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_both_precisions_train_fp32_parameters(tmp_path: Path, precision: str) -> None:
+    config = toy_config(num_steps=6, precision=precision)
+    engine = TorchEngine(ToyObjective(), config, CPU, seed=0)
+    run_toy(tmp_path, config, engine=engine)
+    assert {value.dtype for value in engine.full_state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run_at_the_next_record(tmp_path: Path, bad: float) -> None:
+    def diverging(batch: Batch, step: int) -> dict[str, Tensor]:
+        inputs = prepare(batch, step)
+        return inputs if step != 9 else inputs | {"target": inputs["target"] * bad}
+
+    with pytest.raises(FlamError, match=r"at step 10 of stage toy; lower its learning rate"):
+        run_toy(tmp_path, toy_config(), make_inputs=diverging)
+    assert len(losses(tmp_path)) == 8
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000006"]
+
+
+def test_validation_is_recorded_and_does_not_disturb_training(tmp_path: Path) -> None:
+    config = toy_config(num_steps=10, validate_every=5)
+    engine = TorchEngine(ToyObjective(), config, CPU, seed=0)
+    held_out = [prepare(Batch(video=torch.arange(4), positions=torch.arange(900, 904)), 0)]
+
+    run_toy(tmp_path / "with", config, engine=engine, validate=lambda: average_over(engine, held_out * 2))
+    run_toy(tmp_path / "without", config)
+    records = [record for record in read_records(tmp_path / "with/metrics.jsonl") if record["kind"] == "validation"]
+    assert [record["step"] for record in records] == [5, 10]
+    assert records[0].keys() == {"stage", "step", "kind", "loss", "mse", "bias"}
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+
+
+def test_progress_lines_tell_stage_step_loss_speed_and_time_left(tmp_path: Path) -> None:
+    lines: list[str] = []
+    run_toy(tmp_path, toy_config(num_steps=8), progress=lines.append)
+    assert lines[0].startswith("toy 4/8  loss ")
+    assert lines[0].endswith(" clips/s  0:00:00 left")
+    run_toy(tmp_path, toy_config(num_steps=12), progress=lines.append)
+    assert "toy: going on from step 8 of 12" in lines
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
+    config = StageConfig(global_batch=10, micro_batch=4)
+    with pytest.raises(FlamError, match="global-batch must be a multiple"):
+        run_toy(tmp_path, config, loader=ToyLoader(config))
