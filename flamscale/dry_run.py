@@ -17,6 +17,7 @@ from flamscale.config import PretrainConfig, StageConfig
 from flamscale.data.clips import ClipSpace
 from flamscale.data.manifest import Manifest
 from flamscale.models.flam import Flam
+from flamscale.models.lpips import Lpips
 from flamscale.models.tokenizer import Tokenizer
 from flamscale.training.objectives import FlamObjective, TokenizerObjective
 
@@ -120,8 +121,9 @@ def _accumulation(config: PretrainConfig, stage: StageConfig) -> int:
 def _tokenizer_size(config: PretrainConfig, tokenizer: Tokenizer) -> StageSize:
     stage, size = config.tokenizer_stage, config.tokenizer.image_size
     num_frames = stage.micro_batch * stage.clip_frames
+    perceptual = Lpips("vgg16") if stage.lpips_weight > 0 else None  # the file may lie elsewhere, and vgg16 needs most
     inputs = {"images": torch.empty(num_frames, 3, size, size), "weights": torch.empty(num_frames, 1, size, size)}
-    return _size(config, stage, TokenizerObjective(tokenizer, stage), inputs)
+    return _size(config, stage, TokenizerObjective(tokenizer, stage, perceptual), inputs)
 
 
 def _flam_size(config: PretrainConfig, flam: Flam) -> StageSize:

@@ -17,41 +17,50 @@ def quickstart() -> PretrainConfig:
     return PretrainConfig(
         data=DataConfig(cache_mib=256),
         tokenizer=TokenizerConfig(
-            image_size=64, downsample=8, base_channels=16, max_channels=64, num_residual_blocks=1, feature_channels=64
+            image_size=64, downsample=8, base_channels=8, max_channels=64, num_residual_blocks=1, feature_channels=32
         ),
         tokenizer_stage=TokenizerStageConfig(
-            num_steps=500,
+            num_steps=800,
             global_batch=32,
             micro_batch=16,
-            learning_rate=1e-3,
+            learning_rate=5e-3,
             schedule="cosine",
-            warmup_steps=20,
-            moving_weight=20.0,
-            log_every=25,
-            validate_every=250,
-            validation_clips=64,
-            checkpoint_every=250,
+            warmup_steps=50,
+            moving_weight=8.0,
+            encoder_lr_ratio=0.1,
+            log_every=50,
+            validate_every=400,
+            validation_clips=128,
+            checkpoint_every=400,
         ),
-        flam=FlamConfig(num_slots=4, width=64, action_width=16, num_heads=4, num_blocks=1, slot_iterations=2),
+        flam=FlamConfig(
+            num_slots=4, width=64, action_width=16, num_heads=4, num_blocks=1, slot_iterations=1, mlp_ratio=2
+        ),
         flam_stage=FlamStageConfig(
-            num_steps=1_500,
+            num_steps=9_000,
+            beta_warmup_start=4_000,
+            beta_warmup_steps=2_000,
             global_batch=32,
             micro_batch=16,
             clip_frames=4,
-            learning_rate=2e-3,
+            learning_rate=4e-3,
             schedule="cosine",
             warmup_steps=50,
-            log_every=50,
-            validate_every=500,
-            validation_clips=64,
-            checkpoint_every=500,
+            log_every=100,
+            validate_every=1_000,
+            validation_clips=128,
+            checkpoint_every=1_000,
         ),
         cluster=ClusterConfig(num_workers=2, zero_stage=2),
     )
 
 
 def multigrid() -> PretrainConfig:
-    """The paper's MultiGrid setting: 128 x 128, four agents, K = 4 (arXiv 2602.16229, Section 5 and Appendix A)."""
+    """The paper's MultiGrid setting: 128 x 128, four agents, K = 4 (arXiv 2602.16229, Section 5 and Appendix A).
+
+    The paper's LPIPS term is off, since it needs a file of weights: make one with recipes/convert_lpips.py, then pass
+    --tokenizer-stage.lpips-weight 1 --tokenizer-stage.lpips-weights FILE.
+    """
     return PretrainConfig(
         tokenizer=TokenizerConfig(image_size=128, downsample=16),
         tokenizer_stage=TokenizerStageConfig(num_steps=100_000, global_batch=64, micro_batch=64),
@@ -62,7 +71,11 @@ def multigrid() -> PretrainConfig:
 
 
 def procgen() -> PretrainConfig:
-    """The paper's Procgen setting: 224 x 224, K = 16 (arXiv 2602.16229, Section 5 and Appendix A)."""
+    """The paper's Procgen setting: 224 x 224, K = 16 (arXiv 2602.16229, Section 5 and Appendix A).
+
+    The paper's LPIPS term is off, since it needs a file of weights: make one with recipes/convert_lpips.py, then pass
+    --tokenizer-stage.lpips-weight 1 --tokenizer-stage.lpips-weights FILE.
+    """
     return PretrainConfig(
         tokenizer=TokenizerConfig(image_size=224, downsample=16),
         tokenizer_stage=TokenizerStageConfig(num_steps=100_000, global_batch=64, micro_batch=64),

@@ -23,6 +23,7 @@ from flamscale.data.manifest import Manifest
 from flamscale.data.sampling import eval_clips, median_frame
 from flamscale.errors import ConfigError
 from flamscale.models.flam import Flam
+from flamscale.models.lpips import Lpips, check_image_size
 from flamscale.models.tokenizer import Tokenizer, to_images
 from flamscale.run_directory import RunDirectory
 from flamscale.training.checkpoint import CheckpointStore
@@ -115,7 +116,8 @@ def check_inputs(config: PretrainConfig, write: bool = True) -> Manifest:
         write: also create the run directory, or check that it holds this run.
 
     Raises:
-        FlamError: the data set is missing or of another size, the run directory is not to be written or another run's.
+        FlamError: the data set is missing or of another size, LPIPS weights are wanted and not there, the run
+            directory is not to be written or another run's.
     """
     manifest = Manifest.load(config.data.url)
     size = config.tokenizer.image_size
@@ -126,11 +128,25 @@ def check_inputs(config: PretrainConfig, write: bool = True) -> Manifest:
         )
     for split in ("train", "validation", "test"):
         manifest.of_split(split)
-    if config.tokenizer_stage.lpips_weight > 0:
-        raise ConfigError("tokenizer-stage.lpips-weight must be 0: LPIPS weights cannot be loaded yet.")
+    if not RunDirectory(Path(config.out)).has_tokenizer:
+        load_perceptual(config)  # only to find now what would stop stage 1
     if write:
         RunDirectory(Path(config.out)).open(config)
     return manifest
+
+
+def load_perceptual(config: PretrainConfig) -> Lpips | None:
+    """Returns the frozen network of stage 1's LPIPS term, None where the term is off.
+
+    Raises:
+        FlamError: its file is missing or damaged, or the frames are too small for it.
+    """
+    stage = config.tokenizer_stage
+    if stage.lpips_weight == 0:
+        return None
+    perceptual = Lpips.load(Path(stage.lpips_weights))
+    check_image_size(perceptual.network, config.tokenizer.image_size)
+    return perceptual
 
 
 def train_tokenizer(worker: Worker) -> None:
@@ -138,7 +154,10 @@ def train_tokenizer(worker: Worker) -> None:
     config, stage, directory = worker.config, worker.config.tokenizer_stage, worker.directory
     torch.manual_seed(config.seed)
     tokenizer = Tokenizer(config.tokenizer)
-    engine = worker.make_engine(TokenizerObjective(tokenizer, stage), stage)
+    perceptual = load_perceptual(config)
+    if perceptual is not None:
+        perceptual.to(worker.device)
+    engine = worker.make_engine(TokenizerObjective(tokenizer, stage, perceptual), stage)
     if worker.rank == 0 and not directory.median_frame.exists():
         directory.save_median_frame(median_frame(worker.manifest))
     engine.barrier()
@@ -157,6 +176,8 @@ def train_flam(worker: Worker, tokenizer: Tokenizer) -> Flam | None:
     config, stage = worker.config, worker.config.flam_stage
     torch.manual_seed(config.seed + 1)
     flam = Flam(config.flam, config.tokenizer)
+    median_indices = tokenizer.encode(to_images(worker.directory.load_median_frame()[None]))
+    flam.factorizer.set_static_features(tokenizer.lookup(median_indices)[0])
     prepare = FlamInputs(tokenizer, flam, stage, config.seed, worker.device)
     engine = worker.make_engine(FlamObjective(flam, stage), stage)
 

@@ -1,7 +1,7 @@
 """The run directory: a config in; the place of everything a run writes, and whether the directory is this run's, out.
 
-config.json is written first; whatever else lies there belongs to that config. Submitting the job again with the same
-settings resumes the run; with other settings it is refused.
+config.json is written first; all checkpoints belong to that config. Submitting the job again with the same settings
+resumes the run; with other settings it is refused.
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ class RunDirectory:
                 f"The run directory {self.root} cannot be written: {reason}; choose another --out, or change its "
                 "rights."
             ) from error
-        if self.config.exists():
+        if self.config.exists() and any(self.root.glob("checkpoints/*/step-*")):
             self._check_same_run(config)
         storage.write_bytes(str(self.config), to_json(config).encode())
 
@@ -90,9 +90,10 @@ class RunDirectory:
             raise CheckpointError(f"{self.config} is no JSON file ({error}); delete {self.root}.") from error
         changes = _differences(there, json.loads(to_json(config)))
         if changes:
+            more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
             raise ConfigError(
-                f"The run directory {self.root} holds a run with other settings: {'; '.join(changes)}; choose another "
-                f"--out, use its settings, or delete it."
+                f"The run directory {self.root} holds a run with other settings: {'; '.join(changes[:4])}{more}; "
+                "choose another --out, use its settings, or delete it."
             )
 
     def save_tokenizer(self, tokenizer: Tokenizer, manifest_hash: str) -> None:

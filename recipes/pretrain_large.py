@@ -76,11 +76,14 @@ def check_places(run: PretrainConfig) -> None:
         raise ConfigError(
             f"--out must be a folder that all workers share, got {run.out}; mount the store, or copy after."
         )
-    for flag, place in (("--out", run.out), ("--data", run.data.url)):
+    places = {"--out": run.out, "--data": run.data.url}
+    if run.tokenizer_stage.lpips_weights:
+        places["--tokenizer-stage.lpips-weights"] = run.tokenizer_stage.lpips_weights
+    for flag, place in places.items():
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in place and not Path(place).is_absolute():
             raise ConfigError(
-                f"{flag} must be an absolute path or a URL in a Ray job, since the job runs in a copy of the working "
-                f"folder, got {place}; pass the whole path."
+                f"{flag} must be an absolute path in a Ray job, which runs in a copy of the working folder, got {place}; "
+                "pass the whole path."
             )
 
 

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, for every test that wants one."""
+"""Shape checks in the packages under test, and a real S3 server on loopback for every test that wants one."""
 
 import json
 import shutil
@@ -15,8 +15,12 @@ import botocore.session
 import pytest
 import s3fs
 from botocore.exceptions import BotoCoreError, ClientError
+from jaxtyping import install_import_hook
 
 BUCKET = "shards"
+
+# Every annotated shape in these is checked at every call; it must stand before their first import.
+install_import_hook(["flamscale.models", "flamscale.training.objectives", "flamscale_kernels"], "beartype.beartype")
 
 
 def _free_ports(count: int) -> list[int]:

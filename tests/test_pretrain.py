@@ -14,6 +14,7 @@ import torch
 from flamscale.config import DataConfig, PretrainConfig, load_pretrain_config
 from flamscale.data.sampling import eval_clips
 from flamscale.errors import CheckpointError, ConfigError, DataError
+from flamscale.models.lpips import Lpips
 from flamscale.pretrain import check_inputs, summary
 from flamscale.run_directory import RunDirectory
 from flamscale.training.metrics import read_records
@@ -122,6 +123,13 @@ def test_a_directory_of_another_model_is_refused_with_what_differs(finished):
     assert load_pretrain_config(Path(config.out) / "config.json") == config
 
 
+def test_a_directory_in_which_nothing_was_learned_yet_may_be_used_with_other_settings(tiny_data, tmp_path):
+    config = tiny_config(tiny_data, tmp_path / "out")
+    check_inputs(config)
+    check_inputs(replace(config, seed=1))
+    assert load_pretrain_config(tmp_path / "out" / "config.json").seed == 1
+
+
 def test_settings_that_change_nothing_learned_may_change_between_submissions(finished):
     config, _ = finished
     stage = replace(config.flam_stage, log_every=2, micro_batch=4)
@@ -157,6 +165,31 @@ def test_frames_of_another_size_are_refused(tiny_data, tmp_path):
 def test_a_missing_data_set_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(DataError, match=r"no manifest\.json"):
         run_tiny(tiny_config(str(tmp_path), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_lpips_is_a_term_of_stage_1_and_no_part_of_what_it_saves(tiny_data, tmp_path):
+    lpips = Lpips("alexnet")
+    for name, parameter in lpips.named_parameters():
+        torch.nn.init.uniform_(parameter, 0.0 if "heads" in name else -0.05, 0.05)
+    lpips.save(tmp_path / "lpips.safetensors")
+    config = tiny_config(tiny_data, tmp_path / "out")
+    stage = replace(config.tokenizer_stage, lpips_weight=1.0, lpips_weights=str(tmp_path / "lpips.safetensors"))
+    config = replace(config, tokenizer_stage=stage)
+    run_tiny(config)
+    records = read_records(Path(config.out) / "metrics.jsonl")
+    distances = [record["lpips"] for record in records if record["stage"] == "tokenizer"]
+    assert len(distances) == NUM_STEPS + 2  # and two validations
+    assert min(distances) > 0
+    (tmp_path / "lpips.safetensors").unlink()  # needed no more
+    assert RunDirectory(Path(config.out)).load_tokenizer(config.tokenizer, check_inputs(config).hash)
+
+
+def test_missing_lpips_weights_are_refused_before_anything_is_written(tiny_data, tmp_path):
+    config = tiny_config(tiny_data, tmp_path / "out")
+    stage = replace(config.tokenizer_stage, lpips_weight=1.0, lpips_weights=str(tmp_path / "lpips.safetensors"))
+    with pytest.raises(ConfigError, match=r"Expected a file of LPIPS weights at .*lpips\.safetensors, found none"):
+        run_tiny(replace(config, tokenizer_stage=stage))
     assert not (tmp_path / "out").exists()
 
 

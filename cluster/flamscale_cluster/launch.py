@@ -8,7 +8,10 @@ import dataclasses
 import logging
 import os
 import shlex
+import shutil
+import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from flamscale.config import ClusterConfig, PretrainConfig
@@ -30,6 +33,7 @@ import ray.train.torch  # noqa: E402
 
 from flamscale_cluster.worker import run_worker  # noqa: E402
 
+_RAY_FOLDER = "ray"  # Ray Train wants a folder that all workers share, and keeps next to nothing in it
 train: Any = ray.train  # typed as Ray Train's first version, though the second is what comes
 
 
@@ -43,26 +47,48 @@ def launch(config: PretrainConfig) -> dict[str, Any]:
         FlamError: settings, data, checkpoints or run directory are not as needed.
         ClusterError: there is no cluster, the workers found no place on it, or kept failing.
     """
+    address = find_cluster(config.cluster.address)
     check_inputs(config)
-    _connect(config.cluster)
+    ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
     try:
+        _announce(config.cluster)
         result, last_lines = _fit(config)
     finally:
         ray.shutdown()
+        shutil.rmtree(Path(config.out) / _RAY_FOLDER, ignore_errors=True)
     print("\n".join(last_lines), flush=True)
     return result
 
 
-def _connect(cluster: ClusterConfig) -> None:
+def find_cluster(address: str) -> str:
+    """Returns host:port of the Ray cluster to join.
+
+    Args:
+        address: host:port, or auto for the cluster that this process is a job of.
+
+    Raises:
+        ClusterError: none is named, or none answers; Ray itself would try for minutes.
+    """
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "")
+        if not address:
+            raise ClusterError(
+                "This process is no Ray job and no cluster is named; submit the recipe with `ray job submit`, run "
+                "`make pretrain`, or pass --cluster.address HOST:PORT."
+            )
+    host, _, port = address.rpartition(":")
     try:
-        ray.init(address=cluster.address, logging_level=logging.WARNING, log_to_driver=True)
-    except (ConnectionError, ValueError) as error:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except (OSError, ValueError) as error:
         raise ClusterError(
-            f"No Ray cluster answers at {cluster.address}: {error}; start one with `ray start --head` and use `ray job "
-            "submit`, or run `make pretrain`."
+            f"No Ray cluster answers at {address} ({error}); check --cluster.address, or start one with "
+            "`ray start --head`."
         ) from error
-    needed = _total(cluster)
-    found = ray.cluster_resources()
+    return address
+
+
+def _announce(cluster: ClusterConfig) -> None:
+    needed, found = _total(cluster), ray.cluster_resources()
     if any(found.get(name, 0) < count for name, count in needed.items()):
         here = {name: found.get(name, 0) for name in needed}
         print(f"waiting for workers: they need {needed}, the cluster has {here} so far", flush=True)
@@ -103,7 +129,7 @@ def _trainer(config: PretrainConfig) -> Any:
             num_workers=cluster.num_workers, use_gpu=gpu, resources_per_worker=_resources(cluster)
         ),
         run_config=train.RunConfig(
-            name="ray",
+            name=_RAY_FOLDER,
             storage_path=config.out,
             failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=1),
             logging_config=train.LoggingConfig(log_level="CRITICAL"),

@@ -84,6 +84,7 @@ def run_job(address: str, entrypoint: str) -> int:
     os.environ["RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES"] = ""  # the runtime environment has its own list
     from ray.job_submission import JobStatus, JobSubmissionClient
 
+    os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1")))
     logging.disable(logging.INFO)  # Ray tells of every file it does not upload
     client = JobSubmissionClient(address)
     runtime_env: dict[str, Any] = yaml.safe_load(RUNTIME_ENV.read_text()) | {"working_dir": "."}
@@ -121,9 +122,12 @@ def _num_cpus(config: PretrainConfig) -> int:
 
 
 def _absolute(config: PretrainConfig) -> list[str]:
-    """Flags that name the run directory and the data by their whole paths: the job runs in a copy of this folder."""
+    """Flags that name files and folders by their whole paths: the job runs in a copy of this folder."""
+    places = {"--out": config.out, "--data.url": config.data.url}
+    if config.tokenizer_stage.lpips_weights:
+        places["--tokenizer-stage.lpips-weights"] = config.tokenizer_stage.lpips_weights
     flags = []
-    for flag, place in (("--out", config.out), ("--data.url", config.data.url)):
+    for flag, place in places.items():
         if "://" not in place and not Path(place).is_absolute():
             flags += [flag, str(Path(place).resolve())]
     return flags

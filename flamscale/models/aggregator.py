@@ -5,16 +5,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flamscale.config import FlamConfig
-from flamscale.models.blocks import CrossAttention, Mlp
+from flamscale.models.blocks import CrossAttention, Mlp, grid_embedding
 
 
 class Aggregator(nn.Module):
-    """z^_{t+1} = z_t + Agg(queries: z_t, keys and values: s^_{t+1}^{1:K}) (Section 4.2, arXiv 2602.16229)."""
+    """z^_{t+1} = z_t + Agg(queries: z_t, keys and values: s^_{t+1}^{1:K}) (Section 4.2, arXiv 2602.16229).
+
+    Beside the slots stands one learned key and value, for a token that no slot is about.
+    """
 
     def __init__(self, config: FlamConfig, num_tokens: int, feature_channels: int) -> None:
         super().__init__()
         self.input = nn.Linear(feature_channels, config.width)
-        self.position = nn.Parameter(torch.randn(num_tokens, config.width) * 0.5)
+        self.position = nn.Parameter(grid_embedding(num_tokens, config.width))
+        self.no_slot = nn.Parameter(0.1 * torch.randn(1, config.width))
         self.attention = nn.ModuleList(CrossAttention(config.width, config.num_heads) for _ in range(config.num_blocks))
         self.mlps = nn.ModuleList(Mlp(config.width, config.mlp_ratio) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(config.width)
@@ -25,6 +29,8 @@ class Aggregator(nn.Module):
     ) -> Float[Tensor, "B T N C"]:
         """Returns the predicted features of the frames that follow `features`."""
         x = self.input(features) + self.position
+        no_slot = self.no_slot.expand(*next_slots.shape[:2], -1, -1)
+        slots = torch.cat([next_slots, no_slot], dim=2)  # [B, T, K + 1, D]
         for attention, mlp in zip(self.attention, self.mlps, strict=True):
-            x = mlp(attention(x, next_slots))
+            x = mlp(attention(x, slots))
         return features + self.output(self.norm(x))

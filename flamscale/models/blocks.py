@@ -1,5 +1,7 @@
 """Transformer parts shared by factorizer, IDM, FDM and aggregator."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from flamscale_kernels import temporal_attention
@@ -59,6 +61,13 @@ class TemporalAttention(nn.Module):
         query, key, value = heads.unbind(dim=3)
         mixed = temporal_attention(rotate(query), rotate(key), value)
         return x + self.out(mixed.flatten(-2))
+
+
+def grid_embedding(num_tokens: int, width: int) -> Float[Tensor, "N D"]:
+    """Initial position embedding of a square grid: a random vector for each row plus one for each column."""
+    side = math.isqrt(num_tokens)
+    rows, columns = 0.7 * torch.randn(2, side, width)
+    return (rows[:, None] + columns[None]).flatten(0, 1)
 
 
 def rotate(x: Float[Tensor, "B T S H E"]) -> Float[Tensor, "B T S H E"]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flamscale.config import FlamConfig
-from flamscale.models.blocks import Mlp, TemporalAttention
+from flamscale.models.blocks import Mlp, TemporalAttention, grid_embedding
 
 
 class FactorizerIteration(nn.Module):
@@ -16,10 +16,12 @@ class FactorizerIteration(nn.Module):
     def __init__(self, config: FlamConfig) -> None:
         super().__init__()
         width = config.width
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, bias=False)  # a bias would add the same logit to every slot
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
+        for projection in (self.query, self.key):  # logits with a spread of about 2: slots differ from the start
+            nn.init.normal_(projection.weight, std=1.5 * width**-0.5)
         self.gru = nn.GRUCell(width, width)
         self.mlp = Mlp(width, config.mlp_ratio)
         self.temporal = TemporalAttention(width, config.num_heads)
@@ -43,24 +45,32 @@ class FactorizerIteration(nn.Module):
 class Factorizer(nn.Module):
     """Splits every frame into K slots, bound over time by temporal attention inside each iteration (Eq. 2-3).
 
-    The iterations share their weights, as in slot attention. Slots start from one learned embedding each.
+    The iterations share their weights, as in slot attention. Slots start from one learned embedding each. Where we
+    differ: tokens are what differs from learned static features, projected without layer norm. A patch of the static
+    scene is then close to 0, is shared evenly among the slots, and leaves their competition to the patches that change;
+    with layer-normalised features slots split the walls from the floor and stay there for thousands of steps.
     """
 
     def __init__(self, config: FlamConfig, num_tokens: int, feature_channels: int) -> None:
         super().__init__()
         self.num_iterations = config.slot_iterations
         self.activation_checkpointing = config.activation_checkpointing
-        self.input = nn.Linear(feature_channels, config.width)
-        self.position = nn.Parameter(torch.randn(num_tokens, config.width) * 0.5)
-        self.token_mlp = Mlp(config.width, config.mlp_ratio)
-        self.token_norm = nn.LayerNorm(config.width)
+        self.static_features = nn.Parameter(torch.zeros(num_tokens, feature_channels))
+        self.content = nn.Linear(feature_channels, config.width, bias=False)
+        nn.init.normal_(self.content.weight, std=feature_channels**-0.5)
+        self.position = nn.Parameter(0.3 * grid_embedding(num_tokens, config.width))
         self.initial_slots = nn.Parameter(torch.randn(config.num_slots, config.width))
         self.iteration = FactorizerIteration(config)
+
+    @torch.no_grad()
+    def set_static_features(self, features: Float[Tensor, "N C"]) -> None:
+        """Starts the static features from given ones, such as those of the median training frame."""
+        self.static_features.copy_(features)
 
     def forward(self, features: Float[Tensor, "B T N C"]) -> tuple[Float[Tensor, "B T K D"], Float[Tensor, "B T K N"]]:
         """Returns the slots of every frame, and the masks: how each token is shared among them (sum 1 over K)."""
         num_clips, num_frames = features.shape[:2]
-        tokens = self.token_norm(self.token_mlp(self.input(features) + self.position)).flatten(0, 1)  # [F, N, D]
+        tokens = (self.content(features - self.static_features) + self.position).flatten(0, 1)  # [F, N, D]
         slots = self.initial_slots.expand(num_clips, num_frames, -1, -1)
         for _ in range(self.num_iterations):
             if self.activation_checkpointing and torch.is_grad_enabled():

@@ -16,7 +16,7 @@ from flamscale.models.idm import InverseDynamics
 
 @dataclass(frozen=True)
 class FlamOutput:
-    """All intermediates of one forward pass.
+    """All intermediates of one forward pass; L = T - 1 steps lead from frame to frame.
 
     Attributes:
         predictions: predictions[p, :, t] is z^ of frame t + 1 predicted from p + 1 frames before it; for t < p, where
@@ -28,21 +28,21 @@ class FlamOutput:
         kl: KL of each factor's posterior to N(0, I) (nats).
     """
 
-    predictions: Float[Tensor, "P B T-1 N C"]
+    predictions: Float[Tensor, "P B L N C"]
     slots: Float[Tensor, "B T K D"]
     masks: Float[Tensor, "B T K N"]
-    action_mean: Float[Tensor, "B T-1 K A"]
-    action_log_var: Float[Tensor, "B T-1 K A"]
-    actions: Float[Tensor, "B T-1 K A"]
-    kl: Float[Tensor, "B T-1 K"]
+    action_mean: Float[Tensor, "B L K A"]
+    action_log_var: Float[Tensor, "B L K A"]
+    actions: Float[Tensor, "B L K A"]
+    kl: Float[Tensor, "B L K"]
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Predicted features of S frames after the context, and the slot masks of all T0 + S frames."""
+    """Predicted features of S frames after the context, and the slot masks of all T = T0 + S frames."""
 
     features: Float[Tensor, "B S N C"]
-    masks: Float[Tensor, "B T0+S K N"]
+    masks: Float[Tensor, "B T K N"]
 
 
 class Flam(nn.Module):
@@ -76,8 +76,8 @@ class Flam(nn.Module):
         kl = 0.5 * (mean.square() + log_var.exp() - 1.0 - log_var).sum(dim=-1)
 
         predictions = [self.predict(features[:, :-1], slots[:, :-1], actions)]
-        for depth in range(1, predict_steps):
-            fed = torch.cat([features[:, :depth], predictions[-1][:, depth - 1 : -1]], dim=1)  # frames 0 to T - 2
+        for _ in range(1, predict_steps):
+            fed = torch.cat([features[:, :1], predictions[-1][:, :-1]], dim=1)  # frames 0 to T - 2
             predictions.append(self.predict(fed, self.factorizer(fed)[0], actions))
         return FlamOutput(torch.stack(predictions), slots, masks, mean, log_var, actions, kl)
 
@@ -100,14 +100,14 @@ class Flam(nn.Module):
     def rollout(
         self,
         context: Float[Tensor, "B T0 N C"],
-        actions: Float[Tensor, "B T0+S-1 K A"],
+        actions: Float[Tensor, "B L K A"],
         quantize: Callable[[Tensor], Tensor],
     ) -> Rollout:
         """Predicts S frames autoregressively after the context (Section 4.3).
 
         Args:
             context: true features of T0 >= 1 frames.
-            actions: actions[:, t] leads from frame t to t + 1; the first T0 - 1 lie inside the context.
+            actions: actions[:, t] leads from frame t to t + 1; of L = T0 + S - 1, the first T0 - 1 lie in the context.
             quantize: maps predicted features to the tokenizer's nearest codebook entries before they are fed back.
         """
         num_context, num_frames = context.shape[1], actions.shape[1] + 1

@@ -8,7 +8,7 @@ from flamscale.models.blocks import CrossAttention, Mlp
 
 
 class InverseDynamicsBlock(nn.Module):
-    """Spatial attention over all current slots, then this slot's own next value, then an MLP."""
+    """Spatial attention to all current slots (which carry no next value), this slot's own next value, MLP."""
 
     def __init__(self, config: FlamConfig) -> None:
         super().__init__()
@@ -17,8 +17,10 @@ class InverseDynamicsBlock(nn.Module):
         self.next_value = nn.Linear(config.width, config.width)
         self.mlp = Mlp(config.width, config.mlp_ratio)
 
-    def forward(self, x: Float[Tensor, "B T K D"], next_slots: Float[Tensor, "B T K D"]) -> Float[Tensor, "B T K D"]:
-        x = self.spatial(x, x)
+    def forward(
+        self, x: Float[Tensor, "B T K D"], slots: Float[Tensor, "B T K D"], next_slots: Float[Tensor, "B T K D"]
+    ) -> Float[Tensor, "B T K D"]:
+        x = self.spatial(x, slots)
         x = x + self.next_value(self.next_norm(next_slots))  # attention to one key is that key's value
         return self.mlp(x)
 
@@ -41,6 +43,6 @@ class InverseDynamics(nn.Module):
         """Returns mean and log-variance of the actions that lead from `slots` to `next_slots`."""
         x = slots
         for block in self.blocks:
-            x = block(x, next_slots)
+            x = block(x, slots, next_slots)
         x = self.norm(x)
         return self.mean(x), self.log_var(x).clamp(-12.0, 4.0)

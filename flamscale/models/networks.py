@@ -114,5 +114,7 @@ class MagvitBlock(nn.Module):
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with at most 32 groups that divide the channels."""
-    return nn.GroupNorm(next(groups for groups in (32, 16, 8, 4, 2, 1) if channels % groups == 0), channels)
+    """Group norm with at most 32 groups of at least 4 channels each."""
+    return nn.GroupNorm(
+        next(g for g in (32, 16, 8, 4, 2, 1) if (channels % g == 0 and channels >= 4 * g) or g == 1), channels
+    )

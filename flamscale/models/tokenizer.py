@@ -27,9 +27,9 @@ class TokenizerOutput:
 
 
 class FiniteScalarQuantizer(nn.Module):
-    """Rounds each of a few bounded channels to a fixed number of levels (FSQ).
+    """Rounds each of a few bounded channels to a fixed number of levels (FSQ); gradients pass straight through.
 
-    Source: Mentzer et al., arXiv 2309.15505, Section 3.1 and Appendix A.1; gradients pass the rounding straight through.
+    Source: Mentzer et al., arXiv 2309.15505, Section 3.1 and Appendix A.1.
     """
 
     levels: Tensor
@@ -106,7 +106,7 @@ class Tokenizer(nn.Module):
     def codebook(self) -> Float[Tensor, "V C"]:
         """Returns the features of all V codebook entries."""
         entries = torch.arange(self.fsq.codebook_size, device=self.fsq.basis.device)
-        return self._features(self.fsq.codes(entries))
+        return self._features(self.fsq.codes(entries).to(self.to_features.weight.dtype))
 
     def _encode(self, images: Float[Tensor, "M 3 H W"]) -> Float[Tensor, "M N L"]:
         return self.to_code(self.encoder(images).flatten(2).mT)

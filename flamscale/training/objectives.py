@@ -1,5 +1,6 @@
 """Objectives of the two stages: a batch and a step in, a loss and its terms out."""
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -119,9 +120,8 @@ class FlamInputs:
 
     def noise(self, positions: Tensor) -> Tensor:
         """Standard normal draws [B, T-1, K, A] that depend on the seed and each clip's position alone."""
-        generator = torch.Generator()
-        draws = []
-        for position in positions.tolist():
-            generator.manual_seed((self.seed * 1_000_003 + position) % 2**63)
-            draws.append(torch.randn(self.action_shape, generator=generator))
-        return torch.stack(draws)
+        generators = (
+            np.random.Generator(np.random.Philox(key=[self.seed, position])) for position in positions.tolist()
+        )
+        draws = [generator.standard_normal(self.action_shape, dtype=np.float32) for generator in generators]
+        return torch.from_numpy(np.stack(draws))

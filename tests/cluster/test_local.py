@@ -1,12 +1,15 @@
-"""The main job as `make pretrain` submits it, on a real Ray head: killed, submitted again, refused, stopped."""
+"""The main job as `make pretrain` submits it, on a real Ray head: killed, submitted again, refused, interrupted."""
 
+import contextlib
 import json
 import os
-import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,55 +17,39 @@ import pytest
 from flamscale_cluster.head import LocalHead
 
 from flamscale.config import PretrainConfig
+from flamscale.data.manifest import Manifest
 from tests.cluster.test_head import free_port
 from tests.test_pretrain import losses
-from tests.tiny import CHECKPOINT_EVERY, NUM_STEPS, tiny_config
+from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.ray
-
-
-@dataclass(frozen=True)
-class Head:
-    """A head that all jobs of this file share: starting one takes longer than a job."""
-
-    port: int
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+def port() -> Iterator[int]:
+    """Port of a Ray head that all jobs of this file share."""
     port = free_port()
     with LocalHead(port, object_store_mib=100, num_cpus=2):
-        yield Head(port)
+        yield port
 
 
 def flags(config: PretrainConfig) -> list[str]:
-    """The recipe's flags that make the quickstart preset this config."""
+    """The recipe's flags for this config."""
     found = []
-    for section, value in vars(config).items():
-        for name, setting in vars(value).items() if hasattr(value, "__dict__") else [("", value)]:
+    for section, values in json.loads(json.dumps(config, default=vars)).items():
+        for name, value in values.items() if isinstance(values, dict) else [("", values)]:
             flag = f"--{section}.{name}".rstrip(".").replace("_", "-")
-            if isinstance(setting, bool):
-                found += [
-                    flag if setting else flag.replace(f".{name}".replace("_", "-"), f".no-{name}".replace("_", "-"))
-                ]
-            elif isinstance(setting, tuple):
-                found += [flag, *map(str, setting)]
+            if isinstance(value, bool):
+                found += [flag if value else flag.replace(".", ".no-")]
+            elif isinstance(value, list):
+                found += [flag, *map(str, value)]
             else:
-                found += [f"{flag}={setting}"]
+                found += [f"{flag}={value}"]
     return found
 
 
-def submit(head: Head, config: PretrainConfig) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "flamscale_cluster.local",
-        "--dashboard-port",
-        str(head.port),
-        "--",
-        *flags(config),
-    ]
+def submit(port: int, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "flamscale_cluster.local", f"--dashboard-port={port}", "--", *arguments]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'cluster'}:{ROOT / 'kernels'}"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -74,31 +61,92 @@ def finish(job: subprocess.Popen[str]) -> str:
     return output
 
 
-def test_a_job_killed_between_checkpoints_goes_on_bit_for_bit(head, tiny_data, tmp_path):
-    whole = tiny_config(tiny_data, tmp_path / "whole", num_workers=2)
-    job = submit(head, whole)
+def job_processes(*names: str) -> list[psutil.Process]:
+    """Processes below this one, Ray's head among them, with one of the names in their command line."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = " ".join(process.cmdline())
+            if "flamscale_cluster.local" not in command and any(name in command for name in names):
+                found.append(process)
+    return found
+
+
+def kill_at(step: int, out: Path, *names: str) -> None:
+    """Kills processes by SIGKILL as soon as stage 2 has recorded a step."""
+    deadline_s = time.monotonic() + 200
+    while not ((out / "metrics.jsonl").exists() and len(losses(out)["flam"]) >= step):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    for process in job_processes(*names):
+        process.kill()
+
+
+@pytest.mark.ray
+def test_a_job_goes_on_bit_for_bit_after_a_worker_and_then_all_of_it_is_killed(port, tiny_data, tmp_path):
+    config = tiny_config(tiny_data, tmp_path / "whole", num_workers=2)
+    stage = replace(config.flam_stage, num_steps=40, checkpoint_every=10, validate_every=0)
+    whole = replace(config, flam_stage=stage)
+    broken = replace(whole, out=str(tmp_path / "broken"))
+
+    job = submit(port, *flags(whole))
     output = finish(job)
     assert job.returncode == 0, output
-    assert f"run directory {whole.out}" in output.splitlines()[-1]
+    assert output.splitlines()[-1].startswith(f"run directory {whole.out}")
 
-    broken = tiny_config(tiny_data, tmp_path / "broken", num_workers=2)
-    job = submit(head, broken)
-    assert job.stdout is not None
-    assert any(f"flam {CHECKPOINT_EVERY + 2}/{NUM_STEPS}" in line for line in job.stdout)
-    for process in psutil.process_iter(["cmdline"]):
-        command = shlex.join(process.info["cmdline"] or [])
-        if "RayTrainWorker" in command or (
-            "pretrain_large.py" in command and broken.out in command and process.pid != job.pid
-        ):
-            process.kill()
-    finish(job)
+    job = submit(port, *flags(broken))
+    kill_at(12, Path(broken.out), "ray::RayTrainWorker")
+    kill_at(22, Path(broken.out), "pretrain_large.py", "ray::RayTrainWorker")
+    output = finish(job)
     assert job.returncode != 0
-    assert len(losses(Path(broken.out))["flam"]) < NUM_STEPS
+    assert "flam: going on from step 10 of 40" in output
 
-    job = submit(head, broken)
+    job = submit(port, *flags(broken))
     output = finish(job)
     assert job.returncode == 0, output
-    assert f"flam: going on from step {CHECKPOINT_EVERY} of {NUM_STEPS}" in output
+    assert "flam: going on from step 20 of 40" in output
     assert losses(Path(broken.out)) == losses(Path(whole.out))
     results = [json.loads((Path(config.out) / "result.json").read_text()) for config in (whole, broken)]
     assert results[0]["rollout"] == results[1]["rollout"]
+
+
+@pytest.mark.ray
+def test_an_error_of_a_worker_reaches_the_terminal_as_one_sentence(port, tiny_data, tmp_path):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    for shard in Manifest.load(tiny_data).of_split("train"):
+        (tmp_path / "data" / shard.path).write_bytes(bytes(shard.size_bytes))
+    job = submit(port, *flags(tiny_config(str(tmp_path / "data"), tmp_path / "out", num_workers=2)))
+    output = finish(job)
+    assert job.returncode == 1, output
+    assert output.splitlines()[-1].startswith("error: ")
+    assert "samples of this split can be read" in output.splitlines()[-1]
+    assert "Traceback" not in output
+
+
+@pytest.mark.ray
+def test_ctrl_c_stops_the_job(port, tiny_data, tmp_path):
+    job = submit(port, *flags(tiny_config(tiny_data, tmp_path / "out", num_workers=2)))
+    assert job.stdout is not None
+    assert any("starting 2 workers" in line for line in job.stdout)
+    job.send_signal(signal.SIGINT)
+    output = finish(job)
+    assert job.returncode == 130, output
+    assert "stopping the job" in output
+    deadline_s = time.monotonic() + 30
+    while job_processes("pretrain_large.py", "ray::RayTrainWorker", "ray::TrainController"):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.2)
+
+
+def test_wrong_flags_are_told_before_anything_starts():
+    job = submit(free_port(), "--data=/x", "--flam.num-slots=0")
+    assert finish(job) == "error: flam.num-slots (K) must be at least 1, got 0.\n"
+    assert job.returncode == 2
+
+
+def test_a_dry_run_starts_nothing():
+    job = submit(free_port(), "--dry-run")
+    output = finish(job)
+    assert job.returncode == 0
+    assert "no data URL was given" in output
+    assert "Ray head" not in output

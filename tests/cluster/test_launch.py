@@ -1,0 +1,86 @@
+"""Which cluster is joined, and what becomes of the failures of its workers."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import ray.train
+from flamscale_cluster import launch
+
+from flamscale.config import ClusterConfig, PretrainConfig
+from flamscale.errors import ClusterError, DataError
+from tests.cluster.test_head import answering, free_port
+
+CONFIG = PretrainConfig(cluster=ClusterConfig(num_workers=1, max_failures=2))
+
+
+class WrappedError(Exception):
+    """As Ray Train hands over what a worker raised."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("Traceback ...")
+        self._base_exc = cause
+
+
+def group_error(cause: Exception) -> ray.train.WorkerGroupError:
+    return ray.train.WorkerGroupError("Traceback ...", {0: WrappedError(cause)})
+
+
+def attempts(monkeypatch: pytest.MonkeyPatch, *outcomes: object) -> list[object]:
+    """Makes each worker group end with the next outcome; returns those that are left."""
+    left = list(outcomes)
+
+    def fit() -> SimpleNamespace:
+        outcome = left.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return SimpleNamespace(return_value=outcome)
+
+    monkeypatch.setattr(launch, "_trainer", lambda config: SimpleNamespace(fit=fit))
+    return left
+
+
+def test_outside_a_ray_job_a_cluster_must_be_named(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ClusterError, match=r"no Ray job and no cluster is named; submit the recipe with"):
+        launch.find_cluster("auto")
+
+
+def test_a_job_joins_its_own_cluster(monkeypatch):
+    with answering(b"") as port:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        assert launch.find_cluster("auto") == f"127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("address", [f"127.0.0.1:{free_port()}", "nowhere"])
+def test_a_cluster_that_does_not_answer_is_told_at_once(address):
+    with pytest.raises(ClusterError, match=rf"^No Ray cluster answers at {re.escape(address)} \(.*\); check"):
+        launch.find_cluster(address)
+
+
+def test_a_failed_worker_is_answered_by_another_group(monkeypatch, capsys):
+    attempts(monkeypatch, group_error(RuntimeError("Connection closed")), ("result", ["lines"]))
+    assert launch._fit(CONFIG) == ("result", ["lines"])
+    assert "worker 0 failed (RuntimeError: Connection closed)" in capsys.readouterr().out
+
+
+def test_failures_are_counted_and_the_last_one_is_shown(monkeypatch, capsys):
+    left = attempts(monkeypatch, *(group_error(RuntimeError("again")) for _ in range(4)))
+    with pytest.raises(ClusterError, match="The workers failed 3 times"):
+        launch._fit(CONFIG)
+    assert len(left) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_error_that_would_only_happen_again_ends_the_run_in_its_own_words(monkeypatch):
+    left = attempts(monkeypatch, group_error(DataError("The shards are gone.")), "never")
+    with pytest.raises(DataError, match=r"^The shards are gone\.$"):
+        launch._fit(CONFIG)
+    assert left == ["never"]
+
+
+def test_workers_without_a_place_are_told_what_is_missing(monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 0.0})
+    attempts(monkeypatch, ray.train.ControllerError(TimeoutError("no place in 60 s")))
+    with pytest.raises(ClusterError, match=r"^1 workers could not start: they need \{'CPU': 1\}, the cluster has "):
+        launch._fit(CONFIG)

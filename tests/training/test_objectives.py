@@ -1,0 +1,174 @@
+"""Objectives and their inputs: losses by hand, and random numbers that know nothing of batches."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+from torch.testing import assert_close
+
+from flamscale.config import FlamStageConfig, TokenizerStageConfig
+from flamscale.training.objectives import FlamInputs, FlamObjective, TokenizerInputs, TokenizerObjective
+from flamscale.training.optimizer import build_optimizer, set_learning_rate
+from flamscale.types import Batch
+from tests.small_models import small_flam, small_tokenizer
+
+CPU = torch.device("cpu")
+STAGE = FlamStageConfig(clip_frames=5, predict_steps=3, beta=0.5, beta_warmup_start=10, beta_warmup_steps=20)
+POSITIONS = torch.tensor([3, 0, 2**31, 7])
+
+
+def flam_inputs(seed: int = 0, config: FlamStageConfig = STAGE) -> FlamInputs:
+    return FlamInputs(small_tokenizer(), small_flam(), config, seed, CPU)
+
+
+def random_clips(num_clips: int = 4, num_frames: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(256, (num_clips, num_frames, 12, 12, 3), dtype=torch.uint8, generator=generator)
+
+
+def test_noise_of_a_clip_depends_on_its_position_and_not_on_its_batch() -> None:
+    inputs = flam_inputs()
+    whole = inputs.noise(POSITIONS)
+    assert whole.shape == (4, 4, 3, 4)
+    assert torch.equal(torch.cat([inputs.noise(POSITIONS[:1]), inputs.noise(POSITIONS[1:])]), whole)
+    assert torch.equal(inputs.noise(POSITIONS.flip(0)), whole.flip(0))
+    torch.manual_seed(99)
+    assert torch.equal(flam_inputs().noise(POSITIONS), whole)
+
+
+def test_noise_differs_between_positions_and_seeds() -> None:
+    whole, other = flam_inputs(seed=0).noise(POSITIONS), flam_inputs(seed=1).noise(POSITIONS)
+    assert torch.pdist(torch.cat([whole, other]).flatten(1)).min() > 1.0
+
+
+def test_noise_is_standard_normal() -> None:
+    noise = flam_inputs().noise(torch.arange(500)).flatten(1)  # 500 x 48 draws
+    assert abs(noise.mean().item()) < 0.03
+    assert noise.std().item() == pytest.approx(1.0, abs=0.03)
+    assert abs((noise[1:] * noise[:-1]).mean().item()) < 0.03  # neighbours are independent
+
+
+def test_drawing_noise_leaves_the_global_generator_alone() -> None:
+    inputs, state = flam_inputs(), torch.get_rng_state()
+    inputs.noise(POSITIONS)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("step", "beta"), [(0, 0.0), (10, 0.0), (15, 0.125), (29, 0.475), (30, 0.5), (1000, 0.5)])
+def test_beta_waits_then_rises_linearly_then_stays(step: int, beta: float) -> None:
+    inputs = flam_inputs()(Batch(random_clips(), POSITIONS), step)
+    assert inputs["beta"].item() == pytest.approx(beta)
+
+
+def test_frames_and_their_codebook_indices_give_the_same_inputs() -> None:
+    prepare, video = flam_inputs(), random_clips()
+    from_frames = prepare(Batch(video, POSITIONS), 20)
+    from_indices = prepare(Batch(prepare.indices(video), POSITIONS), 20)
+    assert from_frames.keys() == {"features", "noise", "beta"}
+    assert from_frames["features"].shape == (4, 5, 9, 8)
+    assert_close(from_indices, from_frames)
+
+
+def test_flam_inputs_freeze_the_tokenizer() -> None:
+    tokenizer = small_tokenizer()
+    inputs = FlamInputs(tokenizer, small_flam(), STAGE, 0, CPU)(Batch(random_clips(), POSITIONS), 0)
+    assert not any(parameter.requires_grad for parameter in tokenizer.parameters())
+    assert not inputs["features"].requires_grad
+
+
+@pytest.mark.parametrize("predict_steps", [1, 3])
+def test_flam_loss_is_equation_6(predict_steps: int) -> None:
+    flam = small_flam()
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 5, 9, 8, generator=generator, dtype=torch.float64)
+    noise = torch.randn(2, 4, 3, 4, generator=generator, dtype=torch.float64)
+    beta = torch.tensor(0.3, dtype=torch.float64)
+    loss, metrics = FlamObjective(flam, replace(STAGE, predict_steps=predict_steps))(features, noise, beta)
+
+    output = flam(features, noise, predict_steps)
+    depths = []
+    for depth in range(predict_steps):  # frame t + 1 is depth + 1 frames ahead of a true one only where t >= depth
+        errors = [(output.predictions[depth, :, t] - features[:, t + 1]).square().mean() for t in range(depth, 4)]
+        depths.append(sum(errors) / len(errors))
+    prediction_loss = sum(depths) / len(depths)
+    kl = torch.zeros(3, dtype=torch.float64)
+    for slot in range(3):
+        mean, log_var = output.action_mean[:, :, slot], output.action_log_var[:, :, slot]
+        posterior = Normal(mean, (0.5 * log_var).exp())
+        kl[slot] = kl_divergence(posterior, Normal(torch.zeros_like(mean), 1.0)).sum(dim=-1).mean()
+    assert_close(loss, prediction_loss + 0.3 * kl.sum())
+
+    assert_close(metrics["prediction_loss"], prediction_loss.detach())
+    assert_close(metrics["kl"], kl.sum().detach())
+    assert_close(torch.stack([metrics[f"kl_{slot}"] for slot in range(3)]), kl.detach())
+    copy_error = (features[:, 1:] - features[:, :-1]).square().mean()
+    assert_close(metrics["copy_ratio"], depths[0].detach() / copy_error)
+    assert loss.requires_grad
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_moving_pixels_weigh_more() -> None:
+    median = torch.full((12, 12, 3), 100, dtype=torch.uint8)
+    video = median.expand(1, 2, 12, 12, 3).clone()
+    video[0, 1, 4, 7, 2] += 14  # 14/255 > 0.05, in one channel of one frame
+    video[0, 1, 5, 7, :] += 12  # 12/255 < 0.05
+    prepare = TokenizerInputs(median, TokenizerStageConfig(moving_weight=20.0), CPU)
+    inputs = prepare(Batch(video, torch.zeros(1)), 0)
+    assert inputs["images"].shape == (2, 3, 12, 12)
+    expected = torch.ones(2, 1, 12, 12)
+    expected[1, 0, 4, 7] = 21.0
+    assert_close(inputs["weights"], expected)
+
+
+def test_without_moving_weight_all_pixels_weigh_the_same() -> None:
+    median = torch.zeros(12, 12, 3, dtype=torch.uint8)
+    inputs = TokenizerInputs(median, TokenizerStageConfig(), CPU)(Batch(random_clips(), POSITIONS), 0)
+    assert inputs["weights"].unique().tolist() == [1.0]
+
+
+class MeanDifference(nn.Module):
+    """A perceptual distance that can be written down."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x - y).mean(dim=(1, 2, 3)).abs()
+
+
+def test_tokenizer_loss_is_the_weighted_squared_error_plus_the_perceptual_term() -> None:
+    tokenizer = small_tokenizer()
+    images, weights = torch.rand(3, 3, 12, 12), 1.0 + torch.rand(3, 1, 12, 12)
+    reconstruction = tokenizer(images).reconstruction
+    squared_error = (reconstruction - images).square()
+    pixels = (squared_error * weights).sum() / squared_error.numel()
+    loss, metrics = TokenizerObjective(tokenizer, TokenizerStageConfig())(images, weights)
+    assert_close(loss, pixels)
+    assert_close(metrics["mse"], squared_error.mean().detach())
+    assert_close(metrics["psnr"], -10 * squared_error.mean().log10().detach())
+
+    config = TokenizerStageConfig(lpips_weight=2.0, lpips_weights="unused.safetensors")
+    objective = TokenizerObjective(tokenizer, config, MeanDifference())
+    loss, metrics = objective(images, weights)
+    lpips = MeanDifference()(reconstruction, images).mean()
+    assert_close(loss, pixels + 2.0 * lpips)
+    assert_close(metrics["lpips"], lpips.detach())
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_a_perceptual_network_is_not_trained_or_saved() -> None:
+    perceptual = nn.Linear(2, 2)
+    objective = TokenizerObjective(small_tokenizer(), TokenizerStageConfig(), perceptual)
+    assert not {id(p) for p in perceptual.parameters()} & {id(p) for p in objective.parameters()}
+    assert len(objective.state_dict()) == len(small_tokenizer().state_dict())
+
+
+def test_encoder_lr_ratio_reaches_the_optimisers_groups() -> None:
+    config = TokenizerStageConfig(encoder_lr_ratio=0.25)
+    tokenizer = small_tokenizer()
+    optimizer = build_optimizer(TokenizerObjective(tokenizer, config), config)
+    set_learning_rate(optimizer, 0.8)
+    rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    found = {name.split(".")[0]: set() for name, _ in tokenizer.named_parameters()}
+    for name, parameter in tokenizer.named_parameters():
+        found[name.split(".")[0]].add(rates[id(parameter)])
+    assert found == {"encoder": {0.2}, "to_code": {0.2}, "to_features": {0.8}, "decoder": {0.8}}
