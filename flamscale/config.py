@@ -6,7 +6,6 @@ Imports nothing heavy, so that `--help` answers at once. A part is built by pass
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from flamscale.errors import ConfigError
@@ -30,7 +29,8 @@ class DataConfig:
     cache_mib: int = 0
     """Memory a worker process may fill with whole decoded samples (MiB); 0 decodes just the frames of each clip."""
     max_bad_fraction: float = 0.01
-    """Share of samples that may turn out damaged before the run stops with an error (0 to 1)."""
+    """Share of the samples a worker reads that may turn out damaged before the run stops with an error (0 to 1); one
+    sample always may, unless this is 0."""
 
     def __post_init__(self) -> None:
         _require(self.window_shards >= 1, f"data.window-shards must be at least 1, got {self.window_shards}.")
@@ -103,6 +103,8 @@ class FlamConfig:
     """Attention heads of every transformer block (count)."""
     num_blocks: int = 2
     """Blocks in each of IDM, FDM and aggregator (count)."""
+    history_frames: int = 7
+    """Frames, the current one included, that a rollout looks back on (count); fewer than a clip has."""
     slot_iterations: int = 3
     """Slot-attention iterations I of the factorizer, each followed by temporal attention (count)."""
     mlp_ratio: int = 4
@@ -112,7 +114,15 @@ class FlamConfig:
 
     def __post_init__(self) -> None:
         _require(self.num_slots >= 1, f"flam.num-slots (K) must be at least 1, got {self.num_slots}.")
-        for name in ("width", "action_width", "num_heads", "num_blocks", "slot_iterations", "mlp_ratio"):
+        for name in (
+            "width",
+            "action_width",
+            "num_heads",
+            "num_blocks",
+            "history_frames",
+            "slot_iterations",
+            "mlp_ratio",
+        ):
             value = getattr(self, name)
             _require(value >= 1, f"flam.{name.replace('_', '-')} must be at least 1, got {value}.")
         _require(
@@ -158,7 +168,8 @@ class StageConfig:
     validate_every: int = 1_000
     """Steps between two passes over validation clips (count); 0 for never."""
     validation_clips: int = 256
-    """Clips of one validation pass, over all workers (count)."""
+    """Clips of one validation pass, over all workers (count); rounded up to whole global batches, see num_clips of
+    the validation records."""
     checkpoint_every: int = 1_000
     """Steps between two checkpoints (count)."""
     keep_checkpoints: int = 2
@@ -290,7 +301,7 @@ class PretrainConfig:
     out: str = "runs/pretrain"
     """Run directory: everything the job writes goes here; a directory with checkpoints in it is resumed."""
     seed: int = 0
-    """Seed of initial weights, data order and sampling."""
+    """Seed of initial weights, data order and sampling (0 to 2**63 - 1)."""
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenizer_stage: TokenizerStageConfig = field(default_factory=TokenizerStageConfig)
@@ -300,8 +311,14 @@ class PretrainConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**63, f"seed must lie between 0 and 2**63 - 1, got {self.seed}.")
         for name in ("tokenizer_stage", "flam_stage"):
             check_batch_split(getattr(self, name), self.cluster.num_workers, name)
+        _require(
+            self.flam.history_frames < self.flam_stage.clip_frames,
+            f"flam.history-frames must be less than flam-stage.clip-frames, or rollouts would look back further than "
+            f"training did; got {self.flam.history_frames} and {self.flam_stage.clip_frames}.",
+        )
 
 
 def check_batch_split(stage: StageConfig, world_size: int, name: str) -> None:
@@ -319,11 +336,6 @@ def check_batch_split(stage: StageConfig, world_size: int, name: str) -> None:
 def to_json(config: Any) -> str:
     """Returns a config dataclass as indented JSON text."""
     return json.dumps(dataclasses.asdict(config), indent=2)
-
-
-def load_pretrain_config(path: Path) -> PretrainConfig:
-    """Reads the config.json that `to_json` wrote for a `PretrainConfig`."""
-    return from_dict(PretrainConfig, json.loads(path.read_text()))
 
 
 def from_dict(kind: type, values: dict[str, Any]) -> Any:

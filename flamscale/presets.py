@@ -34,7 +34,14 @@ def quickstart() -> PretrainConfig:
             checkpoint_every=400,
         ),
         flam=FlamConfig(
-            num_slots=4, width=64, action_width=16, num_heads=4, num_blocks=1, slot_iterations=1, mlp_ratio=2
+            num_slots=6,
+            width=64,
+            action_width=16,
+            num_heads=4,
+            num_blocks=1,
+            history_frames=3,
+            slot_iterations=1,
+            mlp_ratio=2,
         ),
         flam_stage=FlamStageConfig(
             num_steps=9_000,
@@ -43,7 +50,8 @@ def quickstart() -> PretrainConfig:
             global_batch=32,
             micro_batch=16,
             clip_frames=4,
-            learning_rate=4e-3,
+            learning_rate=3e-3,
+            adam_betas=(0.9, 0.95),
             schedule="cosine",
             warmup_steps=50,
             log_every=100,
@@ -65,7 +73,13 @@ def multigrid() -> PretrainConfig:
         tokenizer=TokenizerConfig(image_size=128, downsample=16),
         tokenizer_stage=TokenizerStageConfig(num_steps=100_000, global_batch=64, micro_batch=64),
         flam=FlamConfig(num_slots=4, width=256, action_width=64),
-        flam_stage=FlamStageConfig(num_steps=300_000, global_batch=32, micro_batch=32, predict_steps=5),
+        flam_stage=FlamStageConfig(
+            num_steps=300_000,
+            global_batch=32,
+            micro_batch=32,
+            predict_steps=5,
+            beta=2e-4 / (64 * 128),  # the paper's, over N*C: its squared error is a sum, ours a mean
+        ),
         cluster=ClusterConfig(num_workers=1, accelerator="gpu", cpus_per_worker=8, zero_stage=0),
     )
 
@@ -80,7 +94,13 @@ def procgen() -> PretrainConfig:
         tokenizer=TokenizerConfig(image_size=224, downsample=16),
         tokenizer_stage=TokenizerStageConfig(num_steps=100_000, global_batch=64, micro_batch=64),
         flam=FlamConfig(num_slots=16, width=256, action_width=16),
-        flam_stage=FlamStageConfig(num_steps=300_000, global_batch=32, micro_batch=32, predict_steps=5),
+        flam_stage=FlamStageConfig(
+            num_steps=300_000,
+            global_batch=32,
+            micro_batch=32,
+            predict_steps=5,
+            beta=2e-4 / (196 * 128),  # the paper's, over N*C: its squared error is a sum, ours a mean
+        ),
         cluster=ClusterConfig(num_workers=1, accelerator="gpu", cpus_per_worker=8, zero_stage=0),
     )
 

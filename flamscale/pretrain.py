@@ -5,7 +5,8 @@ Flow: shards -> stage 1 (tokenizer) -> stage 2 (FLAM on the frozen tokenizer's f
 there. Knows no cluster: the same function runs in one process with a TorchEngine and under Ray with a ZeroEngine.
 """
 
-import dataclasses
+import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -131,7 +132,7 @@ def check_inputs(config: PretrainConfig, write: bool = True) -> Manifest:
     if not RunDirectory(Path(config.out)).has_tokenizer:
         load_perceptual(config)  # only to find now what would stop stage 1
     if write:
-        RunDirectory(Path(config.out)).open(config)
+        RunDirectory(Path(config.out)).open(config, manifest.hash)
     return manifest
 
 
@@ -158,7 +159,7 @@ def train_tokenizer(worker: Worker) -> None:
     if perceptual is not None:
         perceptual.to(worker.device)
     engine = worker.make_engine(TokenizerObjective(tokenizer, stage, perceptual), stage)
-    if worker.rank == 0 and not directory.median_frame.exists():
+    if worker.rank == 0:  # always: one that is there may be of a first try on other data
         directory.save_median_frame(median_frame(worker.manifest))
     engine.barrier()
     prepare = TokenizerInputs(directory.load_median_frame(), stage, worker.device)
@@ -203,6 +204,8 @@ def finish(worker: Worker, tokenizer: Tokenizer, flam: Flam) -> dict[str, Any]:
     config, directory = worker.config, worker.directory
     with worker.timed("export_s"):
         FlamForWorldModeling.from_modules(tokenizer.cpu(), flam).save_pretrained(directory.model)
+        for weights in directory.model.glob("*.safetensors"):  # safetensors lets none but the owner read its files
+            shutil.copymode(directory.model / "config.json", weights)
     worker.say(f"evaluating {config.evaluation.rollout_steps}-step rollouts")
     with worker.timed("evaluation_s"):
         model = FlamForWorldModeling.from_pretrained(directory.model).to(worker.device)
@@ -213,15 +216,12 @@ def finish(worker: Worker, tokenizer: Tokenizer, flam: Flam) -> dict[str, Any]:
             frame_stride=config.evaluation.frame_stride,
             num_clips=config.evaluation.num_clips,
         )
-        if not directory.median_frame.exists():
-            directory.save_median_frame(median_frame(worker.manifest))
         evaluation = evaluate_rollouts(
             model.tokenizer, model.flam, clips, directory.load_median_frame(), config.evaluation
         )
     evaluation.result["timings"] = worker.seconds
     write_model_card(directory.model, model, evaluation.result)
-    settings = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
-    write_report(directory.root, evaluation.result, evaluation.pictures, settings=settings, command=worker.command)
+    write_report(directory.root, evaluation.result, evaluation.pictures, settings=vars(config), command=worker.command)
     return evaluation.result
 
 
@@ -273,12 +273,13 @@ def _validator(
 ) -> Callable[[], dict[str, float]]:
     """Returns a function that averages the loss terms over the same validation clips every time."""
     start = loader.state()
-    num_batches = max(1, round(stage.validation_clips / stage.global_batch))
+    num_batches = math.ceil(stage.validation_clips / stage.global_batch)
     num_micro_batches = num_batches * stage.global_batch // (stage.micro_batch * engine.world_size)
 
     def validate() -> dict[str, float]:
         loader.load_state(start)
-        return average_over(engine, (prepare(batch, stage.num_steps) for batch in islice(loader, num_micro_batches)))
+        means = average_over(engine, (prepare(batch, stage.num_steps) for batch in islice(loader, num_micro_batches)))
+        return means | {"num_clips": num_batches * stage.global_batch}
 
     return validate
 

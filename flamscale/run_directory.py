@@ -7,21 +7,27 @@ resumes the run; with other settings it is refused.
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from flamscale.config import PretrainConfig, TokenizerConfig, to_json
 from flamscale.data import storage
 from flamscale.errors import CheckpointError, ConfigError, DataError
 from flamscale.models.tokenizer import Tokenizer
+from flamscale.training.checkpoint import CheckpointStore, read_meta
 
-_FREE_SECTIONS = ("out", "data", "evaluation", "cluster")
+_FREE_SECTIONS = ("out", "evaluation", "cluster")
 _FREE_SETTINGS = (
+    "url",
+    "prefetch_batches",
+    "cache_mib",
+    "max_bad_fraction",
     "micro_batch",
     "log_every",
     "validate_every",
@@ -29,7 +35,10 @@ _FREE_SETTINGS = (
     "checkpoint_every",
     "keep_checkpoints",
 )
-"""Settings that may change between two submissions of one run: none of them changes what is learned."""
+"""Settings that may change between two submissions of one run: none of them changes what is learned.
+
+The data set may move; checkpoints and tokenizer know its content.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,10 +61,6 @@ class RunDirectory:
         return self.root / "model"
 
     @property
-    def result(self) -> Path:
-        return self.root / "result.json"
-
-    @property
     def tokenizer(self) -> Path:
         """Weights and description of the finished stage 1."""
         return self.root / "tokenizer"
@@ -64,23 +69,27 @@ class RunDirectory:
     def median_frame(self) -> Path:
         return self.root / "median_frame.safetensors"
 
-    def open(self, config: PretrainConfig) -> None:
-        """Creates the directory and its config.json, or checks that it holds this run.
+    def open(self, config: PretrainConfig, manifest_hash: str) -> None:
+        """Creates the directory and its config.json, or checks that it holds this run; a refused one stays as it is.
 
         Raises:
             ConfigError: it cannot be written, or holds a run with other settings.
+            CheckpointError: it holds a run on another data set, or whose newest checkpoint other workers wrote.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             storage.check_writable(str(self.root))
         except (OSError, DataError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "no permission to write"
+            cause = error if isinstance(error, OSError) else error.__cause__
+            reason = getattr(cause, "strerror", None) or error
             raise ConfigError(
                 f"The run directory {self.root} cannot be written: {reason}; choose another --out, or change its "
                 "rights."
             ) from error
-        if self.config.exists() and any(self.root.glob("checkpoints/*/step-*")):
-            self._check_same_run(config)
+        if self.has_tokenizer or any(self.root.glob("checkpoints/*/step-*")):
+            if self.config.exists():
+                self._check_same_run(config)
+            self._check_same_data_and_workers(config, manifest_hash)
         storage.write_bytes(str(self.config), to_json(config).encode())
 
     def _check_same_run(self, config: PretrainConfig) -> None:
@@ -96,11 +105,35 @@ class RunDirectory:
                 "choose another --out, use its settings, or delete it."
             )
 
+    def _check_same_data_and_workers(self, config: PretrainConfig, manifest_hash: str) -> None:
+        """Checks what the run would find out later, where it goes on from the tokenizer and the newest checkpoint."""
+        if self.has_tokenizer:
+            self._check_tokenizer(config.tokenizer, manifest_hash)
+        newest = CheckpointStore(self.checkpoints("flam" if self.has_tokenizer else "tokenizer"), keep=1).latest()
+        if newest is None:
+            return
+        meta, cluster = read_meta(newest), config.cluster
+        there = meta["loader_state"]["manifest_hash"]
+        if there != manifest_hash:
+            raise CheckpointError(
+                f"The checkpoint {newest} was trained on another data set (manifest {there[:12]}, now "
+                f"{manifest_hash[:12]}); choose another --out, or the data it was trained on."
+            )
+        zero = re.search(r"zero-(\d)", meta["layout"])  # without it a single process wrote the checkpoint
+        zero_stage = int(zero.group(1)) if zero else cluster.zero_stage
+        if (meta["world_size"], zero_stage) != (cluster.num_workers, cluster.zero_stage):
+            raise CheckpointError(
+                f"The checkpoint {newest} was written by {meta['world_size']} worker(s) with {meta['layout']}, this "
+                f"run has {cluster.num_workers} with ZeRO stage {cluster.zero_stage}; pass the same "
+                "--cluster.num-workers and --cluster.zero-stage, or choose another --out."
+            )
+
     def save_tokenizer(self, tokenizer: Tokenizer, manifest_hash: str) -> None:
         """Writes the finished tokenizer; its description comes last and makes it count."""
         self.tokenizer.mkdir(exist_ok=True)
         weights = self.tokenizer / "tokenizer.safetensors"
-        save_file({name: value.contiguous() for name, value in tokenizer.state_dict().items()}, weights)
+        state = {name: value.contiguous() for name, value in tokenizer.state_dict().items()}
+        storage.write_bytes(str(weights), save(state))
         description = {
             "config": dataclasses.asdict(tokenizer.config),
             "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
@@ -117,13 +150,26 @@ class RunDirectory:
         """Reads the finished tokenizer, frozen, in eval mode, on the CPU.
 
         Raises:
-            CheckpointError: it is damaged, or was trained on another data set.
+            CheckpointError: it is damaged, of another config, or was trained on another data set.
         """
-        description = json.loads((self.tokenizer / "tokenizer.json").read_text())
+        description = self._check_tokenizer(config, manifest_hash)
         weights = self.tokenizer / "tokenizer.safetensors"
         if hashlib.sha256(weights.read_bytes()).hexdigest() != description["sha256"]:
             raise CheckpointError(
                 f"{weights} is damaged: its checksum is not the one in tokenizer.json; delete its folder."
+            )
+        tokenizer = Tokenizer(config)
+        tokenizer.load_state_dict(load_file(weights))
+        return tokenizer.eval().requires_grad_(False)
+
+    def _check_tokenizer(self, config: TokenizerConfig, manifest_hash: str) -> dict[str, Any]:
+        """Returns what tokenizer.json says, checked to be of this config and data set."""
+        description = json.loads((self.tokenizer / "tokenizer.json").read_text())
+        changes = _differences(description["config"], json.loads(to_json(config)), "tokenizer.")
+        if changes:
+            raise CheckpointError(
+                f"The tokenizer in {self.tokenizer} has other settings: {'; '.join(changes)}; choose another --out, or "
+                "use its settings."
             )
         if description["manifest_hash"] != manifest_hash:
             raise CheckpointError(
@@ -131,15 +177,11 @@ class RunDirectory:
                 f"{description['manifest_hash'][:12]}, now {manifest_hash[:12]}); choose another --out, or the "
                 f"data it was trained on."
             )
-        tokenizer = Tokenizer(config)
-        tokenizer.load_state_dict(load_file(weights))
-        return tokenizer.eval().requires_grad_(False)
+        return description
 
     def save_median_frame(self, frame: Tensor) -> None:
         """Writes the median training frame, uint8 [H, W, 3]."""
-        partial = self.median_frame.with_suffix(".partial")
-        save_file({"median_frame": frame.contiguous()}, partial)
-        partial.replace(self.median_frame)
+        storage.write_bytes(str(self.median_frame), save({"median_frame": frame.contiguous()}))
 
     def load_median_frame(self) -> Tensor:
         """Reads the median training frame, uint8 [H, W, 3]."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flamscale.config import DataConfig, PretrainConfig, load_pretrain_config
+from flamscale.config import ClusterConfig, DataConfig, PretrainConfig, from_dict
 from flamscale.data.sampling import eval_clips
 from flamscale.errors import CheckpointError, ConfigError, DataError
 from flamscale.models.lpips import Lpips
@@ -31,6 +32,17 @@ def finished(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return config, run_tiny(config)
 
 
+@pytest.fixture(scope="module")
+def short(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+    """A run of one step a stage, in a directory where a first try left a black median frame."""
+    config = tiny_config(tiny_data, tmp_path_factory.mktemp("short") / "out")
+    RunDirectory(Path(config.out)).save_median_frame(torch.zeros(32, 32, 3, dtype=torch.uint8))
+    tokenizer_stage = replace(config.tokenizer_stage, num_steps=1, validation_clips=9)
+    config = replace(config, tokenizer_stage=tokenizer_stage, flam_stage=replace(config.flam_stage, num_steps=1))
+    run_tiny(config)
+    return config
+
+
 def losses(out: Path) -> dict[str, list[float]]:
     """The loss of every step of each stage."""
     found: dict[str, list[float]] = defaultdict(list)
@@ -40,14 +52,20 @@ def losses(out: Path) -> dict[str, list[float]]:
     return found
 
 
+def saved_config(out: Path) -> PretrainConfig:
+    return from_dict(PretrainConfig, json.loads((out / "config.json").read_text()))
+
+
 def test_a_run_leaves_everything_in_its_directory(finished):
     config, result = finished
     out = Path(config.out)
-    assert load_pretrain_config(out / "config.json") == config
+    assert saved_config(out) == config
     assert json.loads((out / "result.json").read_text())["rollout"]["psnr"] == pytest.approx(result["rollout"]["psnr"])
     for name in ("report.md", "rollout.gif", "curves.png", "model/config.json", "model/model.safetensors"):
         assert (out / name).stat().st_size > 0
     assert list((out / "tensorboard").rglob("events.*"))
+    weights = ("model/model.safetensors", "tokenizer/tokenizer.safetensors", "median_frame.safetensors")
+    assert {(out / name).stat().st_mode for name in weights} == {(out / "config.json").stat().st_mode}
     assert (out / "checkpoints" / "flam" / f"step-{NUM_STEPS:06d}" / "meta.json").exists()
     assert {stage: len(values) for stage, values in losses(out).items()} == {"tokenizer": NUM_STEPS, "flam": NUM_STEPS}
 
@@ -66,7 +84,7 @@ def test_validation_is_recorded_beside_training(finished):
     assert [(record["stage"], record["step"]) for record in records] == [
         ("tokenizer", 6), ("tokenizer", 12), ("flam", 6), ("flam", 12),
     ]  # fmt: skip
-    assert all(math.isfinite(record["loss"]) for record in records)
+    assert all(math.isfinite(record["loss"]) and record["num_clips"] == 8 for record in records)
 
 
 def test_the_exported_model_is_the_one_that_was_evaluated(finished, tiny_data):
@@ -120,21 +138,83 @@ def test_a_directory_of_another_model_is_refused_with_what_differs(finished):
     other = replace(config, seed=1, flam=replace(config.flam, num_slots=3))
     with pytest.raises(ConfigError, match=r"flam\.num_slots is 2 there and 3 here; seed is 0 there and 1 here"):
         check_inputs(other)
-    assert load_pretrain_config(Path(config.out) / "config.json") == config
+    assert saved_config(Path(config.out)) == config
 
 
 def test_a_directory_in_which_nothing_was_learned_yet_may_be_used_with_other_settings(tiny_data, tmp_path):
     config = tiny_config(tiny_data, tmp_path / "out")
     check_inputs(config)
     check_inputs(replace(config, seed=1))
-    assert load_pretrain_config(tmp_path / "out" / "config.json").seed == 1
+    assert saved_config(tmp_path / "out").seed == 1
 
 
 def test_settings_that_change_nothing_learned_may_change_between_submissions(finished):
     config, _ = finished
     stage = replace(config.flam_stage, log_every=2, micro_batch=4)
-    check_inputs(replace(config, flam_stage=stage, evaluation=replace(config.evaluation, num_clips=2)))
+    evaluation, data = replace(config.evaluation, num_clips=2), replace(config.data, cache_mib=0, prefetch_batches=0)
+    check_inputs(replace(config, flam_stage=stage, evaluation=evaluation, data=data))
+    assert saved_config(Path(config.out)).data.cache_mib == 0
     check_inputs(config)
+
+
+def test_another_order_of_the_data_is_another_run(finished):
+    config, _ = finished
+    with pytest.raises(ConfigError, match=r"data\.window_shards is 16 there and 8 here"):
+        check_inputs(replace(config, data=replace(config.data, window_shards=8)))
+
+
+@pytest.mark.parametrize("without_checkpoints", [False, True])
+def test_a_tokenizer_is_enough_to_hold_a_directory_to_its_run(finished, tmp_path, without_checkpoints):
+    config, _ = finished
+    shutil.copytree(config.out, tmp_path / "out")
+    if without_checkpoints:
+        shutil.rmtree(tmp_path / "out" / "checkpoints")
+    other = replace(config, out=str(tmp_path / "out"), tokenizer=replace(config.tokenizer, base_channels=4))
+    with pytest.raises(ConfigError, match=r"tokenizer\.base_channels is 8 there and 4 here"):
+        check_inputs(other)
+    with pytest.raises(
+        CheckpointError, match=r"other settings: tokenizer\.base_channels is 8 there and 4 here; choose"
+    ):
+        RunDirectory(tmp_path / "out").load_tokenizer(other.tokenizer, "0" * 64)
+
+
+def test_a_refused_submission_leaves_the_directory_as_it_was(finished, tmp_path):
+    config, _ = finished
+    out = tmp_path / "out"
+    shutil.copytree(config.out, out)
+    shutil.rmtree(out / "tokenizer")  # stage 1 goes on from its checkpoint
+    before = (out / "config.json").read_bytes()
+    config = replace(config, out=str(out))
+    moved = replace(config, data=replace(config.data, url=make_data(str(tmp_path / "data"), seed=1)))
+    with pytest.raises(CheckpointError, match=r"step-000012 was trained on another data set"):
+        check_inputs(moved)
+    with pytest.raises(
+        CheckpointError, match=r"by 1 worker\(s\) with torch fp32, this run has 2 with ZeRO stage 2; pass"
+    ):
+        check_inputs(replace(config, cluster=replace(config.cluster, num_workers=2)))
+    meta = out / "checkpoints" / "tokenizer" / "step-000012" / "meta.json"
+    meta.write_text(meta.read_text().replace("torch fp32", "deepspeed zero-3 fp32"))
+    with pytest.raises(CheckpointError, match=r"with deepspeed zero-3 fp32, this run has 1 with ZeRO stage 2"):
+        check_inputs(config)
+    assert (out / "config.json").read_bytes() == before
+    check_inputs(replace(config, cluster=replace(config.cluster, zero_stage=3)))
+
+
+def test_the_median_frame_of_a_first_try_on_other_data_is_made_anew(short, finished):
+    config, _ = finished
+    there, here = (RunDirectory(Path(one.out)).load_median_frame() for one in (config, short))
+    assert torch.equal(there, here)
+
+
+def test_validation_clips_are_rounded_up_to_whole_batches(short):
+    records = [record for record in read_records(Path(short.out) / "metrics.jsonl") if record["kind"] == "validation"]
+    assert [record["num_clips"] for record in records] == [16, 8]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(seed):
+    with pytest.raises(ConfigError, match=rf"seed must lie between 0 and 2\*\*63 - 1, got {seed}"):
+        PretrainConfig(seed=seed, cluster=ClusterConfig(num_workers=1))
 
 
 def test_a_directory_of_another_data_set_is_refused(finished, tmp_path):
@@ -197,6 +277,15 @@ def test_a_run_directory_that_cannot_be_made_is_refused(tiny_data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written: Not a directory; choose another --out"):
         check_inputs(tiny_config(tiny_data, tmp_path / "file" / "out"))
+
+
+def test_what_the_system_says_about_a_run_directory_is_passed_on(tiny_data, tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(ConfigError, match="cannot be written: No space left on device; choose another --out"):
+        check_inputs(tiny_config(tiny_data, tmp_path / "out"))
 
 
 def test_a_run_directory_without_write_permission_is_refused(tiny_data, tmp_path, monkeypatch):

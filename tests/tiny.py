@@ -60,7 +60,9 @@ def tiny_config(url: str, out: Path, num_workers: int = 1) -> PretrainConfig:
             image_size=32, downsample=8, base_channels=8, max_channels=16, num_residual_blocks=1, feature_channels=16
         ),
         tokenizer_stage=TokenizerStageConfig(**steps),
-        flam=FlamConfig(num_slots=2, width=16, action_width=8, num_heads=2, num_blocks=1, slot_iterations=1),
+        flam=FlamConfig(
+            num_slots=2, width=16, action_width=8, num_heads=2, num_blocks=1, history_frames=3, slot_iterations=1
+        ),
         flam_stage=FlamStageConfig(**steps, clip_frames=4, predict_steps=2),
         evaluation=EvaluationConfig(num_clips=4, rollout_steps=4, num_pictures=2),
         cluster=ClusterConfig(num_workers=num_workers),

@@ -28,6 +28,7 @@ START_TIMEOUT_S = 60.0
 """How long a head may take until its job server answers (seconds)."""
 STOP_TIMEOUT_S = 3.0
 """How long a head may take to end its processes before they are killed (seconds)."""
+_OTHER_PORT = "choose another port (make pretrain PORT=..., or --dashboard-port)"
 
 
 def find_head(port: int) -> str | None:
@@ -43,8 +44,8 @@ def find_head(port: int) -> str | None:
         return f"http://{HOST}:{port}"
     if version is not None:
         raise ClusterError(
-            f"The Ray head on port {port} runs Ray {version}, this environment has {ray.__version__}; stop it, or pass "
-            "another --dashboard-port."
+            f"The Ray head on port {port} runs Ray {version}, this environment has {ray.__version__}; stop it, or "
+            f"{_OTHER_PORT}."
         )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -52,8 +53,7 @@ def find_head(port: int) -> str | None:
             probe.bind((HOST, port))
         except OSError as error:
             raise ClusterError(
-                f"Port {port} on {HOST} is in use, and not by a Ray head ({error.strerror}); free it, or pass another "
-                "--dashboard-port."
+                f"Port {port} on {HOST} is in use, and not by a Ray head ({error.strerror}); free it, or {_OTHER_PORT}."
             ) from error
     return None
 
@@ -135,7 +135,7 @@ class LocalHead:
                 lines = [line.strip() for line in self._log if line.strip()]
                 raise ClusterError(
                     f"The local Ray head did not come up on port {self.port}; its last words: "
-                    f"{' '.join(lines[-3:]) or 'none'}; try again, or pass another --dashboard-port."
+                    f"{' '.join(lines[-3:]) or 'none'}; try again, or {_OTHER_PORT}."
                 )
             time.sleep(0.2)
 

@@ -31,6 +31,7 @@ os.environ.update({name: value for name, value in _SETTINGS.items() if name not 
 import ray  # noqa: E402
 import ray.train.torch  # noqa: E402
 
+from flamscale_cluster.process_group import ProcessGroupConfig  # noqa: E402
 from flamscale_cluster.worker import run_worker  # noqa: E402
 
 _RAY_FOLDER = "ray"  # Ray Train wants a folder that all workers share, and keeps next to nothing in it
@@ -124,7 +125,7 @@ def _trainer(config: PretrainConfig) -> Any:
     return train.torch.TorchTrainer(
         run_worker,
         train_loop_config={"config": dataclasses.asdict(config), "command": shlex.join(["python", *sys.argv])},
-        torch_config=train.torch.TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=ProcessGroupConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=cluster.num_workers, use_gpu=gpu, resources_per_worker=_resources(cluster)
         ),

@@ -8,7 +8,6 @@ log, and stops what it started, also on Ctrl-C or SIGTERM.
 
 import asyncio
 import contextlib
-import importlib
 import logging
 import os
 import shlex
@@ -26,6 +25,7 @@ from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wai
 from flamscale import command_line
 from flamscale.config import PretrainConfig
 from flamscale.errors import ConfigError
+from flamscale_cluster.arguments import check_places, is_relative, parse_arguments, places
 from flamscale_cluster.head import START_TIMEOUT_S, LocalHead, find_head
 
 RECIPE = Path("recipes/pretrain_large.py")
@@ -52,13 +52,13 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(
             f"Expected {RECIPE} under {Path.cwd()}, found none; run this in the repository's root folder."
         )
-    sys.path.insert(0, str(RECIPE.parent))
-    recipe = importlib.import_module(RECIPE.stem)
-    chosen = recipe.config(flags)  # what is wrong with the flags is told before anything starts
+    chosen = parse_arguments(flags, description=f"Flags of {RECIPE}.")
     if chosen.dry_run:
-        recipe.main(flags)
+        from flamscale.dry_run import print_dry_run  # imports torch, which --help shall not wait for
+
+        print_dry_run(chosen.config)
         return
-    recipe.check_places(chosen.config)
+    check_places(chosen.config)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
@@ -123,12 +123,9 @@ def _num_cpus(config: PretrainConfig) -> int:
 
 def _absolute(config: PretrainConfig) -> list[str]:
     """Flags that name files and folders by their whole paths: the job runs in a copy of this folder."""
-    places = {"--out": config.out, "--data.url": config.data.url}
-    if config.tokenizer_stage.lpips_weights:
-        places["--tokenizer-stage.lpips-weights"] = config.tokenizer_stage.lpips_weights
     flags = []
-    for flag, place in places.items():
-        if "://" not in place and not Path(place).is_absolute():
+    for flag, place in places(config).items():
+        if is_relative(place):
             flags += [flag, str(Path(place).resolve())]
     return flags
 

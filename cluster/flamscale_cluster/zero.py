@@ -99,6 +99,10 @@ class ZeroEngine:
 
     def save(self, folder: Path) -> None:
         self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        self.barrier()
+        if self.rank == 0:
+            for script in folder.rglob("*.py"):  # copies of DeepSpeed's converters, which belong to no checkpoint
+                script.unlink()
 
     def load(self, folder: Path) -> None:
         path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)

@@ -76,7 +76,7 @@ class ClipLoader:
         self._space = ClipSpace(manifest.of_split(split), clip_frames, frame_stride, clip_hop)
         self._order = ClipOrder(self._space.shard_clips, config.window_shards, seed)
         reader = SampleReader(manifest, transform, config.cache_mib)
-        self._clips = GoodClips(self._space, reader, config.max_bad_fraction)
+        self._clips = GoodClips(self._space, reader, config.max_bad_fraction, world_size)
         self._global_batch, self._micro_batch = global_batch, micro_batch
         self._rank, self._world_size = rank, world_size
         self._seed, self._manifest_hash = seed, manifest.hash

@@ -98,18 +98,21 @@ class GoodClips:
     Args:
         space: the clips.
         reader: reads one of them.
-        max_bad_fraction: share of the samples that may turn out damaged.
+        max_bad_fraction: share of the samples this worker reads that may turn out damaged; not 0, it lets one pass.
+        world_size: workers that share the samples (count).
 
     Attributes:
         bad_samples: key of each damaged sample met, with what is wrong with it.
     """
 
-    def __init__(self, space: ClipSpace, reader: SampleReader, max_bad_fraction: float) -> None:
+    def __init__(self, space: ClipSpace, reader: SampleReader, max_bad_fraction: float, world_size: int = 1) -> None:
         self.bad_samples: dict[str, str] = {}
         self._space = space
         self._reader = reader
         self._num_samples = sum(len(shard) for shard in space.shards)
         self._max_bad_fraction = max_bad_fraction
+        self._share = self._num_samples / world_size  # of an epoch; later epochs bring other samples to this worker
+        self._tried = [bytearray(len(shard)) for shard in space.shards]
 
     def first(self, candidates: Iterable[int]) -> Tensor:
         """Returns the first clip [T, ...] among the numbers `candidates` whose sample is sound.
@@ -123,6 +126,7 @@ class GoodClips:
             key = shard.keys[clip.sample]
             if key in self.bad_samples:
                 continue
+            self._tried[clip.shard][clip.sample] = 1
             try:
                 return self._reader.read(
                     shard, clip.sample, clip.first, self._space.clip_frames, self._space.frame_stride
@@ -137,9 +141,10 @@ class GoodClips:
     def _quarantine(self, key: str, error: BadSampleError) -> None:
         self.bad_samples[key] = str(error)
         _LOG.warning("Leaving out %s.", error)
-        if len(self.bad_samples) > self._max_bad_fraction * self._num_samples:
+        expected = max(self._share, sum(map(sum, self._tried)))
+        if len(self.bad_samples) > max(self._max_bad_fraction * expected, self._max_bad_fraction > 0):
             raise DataError(
-                f"{len(self.bad_samples)} of {self._num_samples} samples are damaged, more than the allowed share of "
+                f"{len(self.bad_samples)} of {expected:.0f} samples are damaged, more than the allowed share of "
                 f"{self._max_bad_fraction}, the latest being {self._latest()}; make or copy these shards anew, or "
                 f"raise data.max-bad-fraction."
             ) from error

@@ -10,11 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from flamscale.training.objectives import MOVING_THRESHOLD
+
 MAX_PSNR_DB = 100.0
 """PSNR of two equal frames (dB): the mean squared error is kept from falling below 1e-10."""
-
-MOVING_THRESHOLD = 0.05
-"""Smallest change of any colour channel that counts as motion (share of the full range)."""
 
 
 def frame_psnr(

@@ -18,7 +18,7 @@ def write_report(
     result: Mapping[str, Any],
     pictures: RolloutPictures,
     *,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any],
     command: str = "",
 ) -> None:
     """Writes result.json, rollout.gif, rollout.png, curves.png and report.md into `folder`, each whole or not at all.
@@ -27,7 +27,7 @@ def write_report(
         folder: the run directory, or any other place; curves.png is drawn where metrics.jsonl lies in it.
         result: numbers of `evaluate_rollouts`, `timings` filled by the caller.
         pictures: the pictured clips of `evaluate_rollouts`.
-        settings: what to show of the configuration, section -> dataclass or dict; None takes the folder's config.json.
+        settings: what to show of the configuration, section -> dataclass or dict.
         command: the command line that made this, for the reader who wants it again.
     """
     write_result(folder / "result.json", result)
@@ -35,8 +35,6 @@ def write_report(
     draw_contact_sheet(folder / "rollout.png", pictures)
     if (folder / "metrics.jsonl").exists():
         draw_curves(folder / "metrics.jsonl", folder / "curves.png")
-    if settings is None:
-        settings = json.loads((folder / "config.json").read_text())
     names = [name for name in ("rollout.gif", "rollout.png", "curves.png") if (folder / name).exists()]
     with replacing(folder / "report.md") as partial:
         partial.write_text(report_text(result, settings=settings, command=command, pictures=names))

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flamscale.config import FlamConfig
-from flamscale.models.blocks import CrossAttention, Mlp, grid_embedding
+from flamscale.models.blocks import CrossAttention, Mlp
 
 
 class Aggregator(nn.Module):
@@ -14,10 +14,10 @@ class Aggregator(nn.Module):
     Beside the slots stands one learned key and value, for a token that no slot is about.
     """
 
-    def __init__(self, config: FlamConfig, num_tokens: int, feature_channels: int) -> None:
+    def __init__(self, config: FlamConfig, position: Float[Tensor, "N D"], feature_channels: int) -> None:
         super().__init__()
         self.input = nn.Linear(feature_channels, config.width)
-        self.position = nn.Parameter(grid_embedding(num_tokens, config.width))
+        self.position = nn.Parameter(position.clone())
         self.no_slot = nn.Parameter(0.1 * torch.randn(1, config.width))
         self.attention = nn.ModuleList(CrossAttention(config.width, config.num_heads) for _ in range(config.num_blocks))
         self.mlps = nn.ModuleList(Mlp(config.width, config.mlp_ratio) for _ in range(config.num_blocks))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flamscale.config import FlamConfig
-from flamscale.models.blocks import Mlp, TemporalAttention, grid_embedding
+from flamscale.models.blocks import Mlp, TemporalAttention
 
 
 class FactorizerIteration(nn.Module):
@@ -51,14 +51,14 @@ class Factorizer(nn.Module):
     with layer-normalised features slots split the walls from the floor and stay there for thousands of steps.
     """
 
-    def __init__(self, config: FlamConfig, num_tokens: int, feature_channels: int) -> None:
+    def __init__(self, config: FlamConfig, position: Float[Tensor, "N D"], feature_channels: int) -> None:
         super().__init__()
         self.num_iterations = config.slot_iterations
         self.activation_checkpointing = config.activation_checkpointing
-        self.static_features = nn.Parameter(torch.zeros(num_tokens, feature_channels))
+        self.static_features = nn.Parameter(torch.zeros(len(position), feature_channels))
         self.content = nn.Linear(feature_channels, config.width, bias=False)
         nn.init.normal_(self.content.weight, std=feature_channels**-0.5)
-        self.position = nn.Parameter(0.3 * grid_embedding(num_tokens, config.width))
+        self.position = nn.Parameter(0.3 * position)
         self.initial_slots = nn.Parameter(torch.randn(config.num_slots, config.width))
         self.iteration = FactorizerIteration(config)
 

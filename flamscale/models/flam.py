@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flamscale.config import FlamConfig, TokenizerConfig
 from flamscale.models.aggregator import Aggregator
+from flamscale.models.blocks import grid_embedding
 from flamscale.models.factorizer import Factorizer
 from flamscale.models.fdm import ForwardDynamics
 from flamscale.models.idm import InverseDynamics
@@ -51,10 +52,11 @@ class Flam(nn.Module):
     def __init__(self, config: FlamConfig, tokenizer: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.factorizer = Factorizer(config, tokenizer.num_tokens, tokenizer.feature_channels)
+        position = grid_embedding(tokenizer.num_tokens, config.width)  # where slots say and where tokens ask: one start
+        self.factorizer = Factorizer(config, position, tokenizer.feature_channels)
         self.idm = InverseDynamics(config)
         self.fdm = ForwardDynamics(config)
-        self.aggregator = Aggregator(config, tokenizer.num_tokens, tokenizer.feature_channels)
+        self.aggregator = Aggregator(config, position, tokenizer.feature_channels)
 
     def forward(
         self,
@@ -92,9 +94,19 @@ class Flam(nn.Module):
 
     @torch.no_grad()
     def infer_actions(self, features: Float[Tensor, "B T N C"]) -> Float[Tensor, "B T-1 K A"]:
-        """Returns the posterior means of the latent actions between successive frames."""
-        slots, _ = self.factorizer(features)
-        return self.idm(slots[:, :-1], slots[:, 1:])[0]
+        """Returns the posterior means of the latent actions between successive frames.
+
+        Each is inferred from the next frame and the history_frames before it, however long the clip.
+        """
+        num_history = self.config.history_frames
+        slots, _ = self.factorizer(features[:, : num_history + 1])
+        actions, _ = self.idm(slots[:, :-1], slots[:, 1:])
+        if features.shape[1] <= num_history + 1:
+            return actions
+        windows = features.unfold(1, num_history + 1, 1)[:, 1:].movedim(-1, 2)  # [B, T-1-history, history+1, N, C]
+        slots, _ = self.factorizer(windows.flatten(0, 1))
+        later, _ = self.idm(slots[:, -2:-1], slots[:, -1:])  # [B x windows, 1, K, A]
+        return torch.cat([actions, later.view(len(features), -1, *later.shape[2:])], dim=1)
 
     @torch.no_grad()
     def rollout(
@@ -103,7 +115,7 @@ class Flam(nn.Module):
         actions: Float[Tensor, "B L K A"],
         quantize: Callable[[Tensor], Tensor],
     ) -> Rollout:
-        """Predicts S frames autoregressively after the context (Section 4.3).
+        """Predicts S frames autoregressively after the context (Section 4.3), each from the history_frames before it.
 
         Args:
             context: true features of T0 >= 1 frames.
@@ -111,10 +123,12 @@ class Flam(nn.Module):
             quantize: maps predicted features to the tokenizer's nearest codebook entries before they are fed back.
         """
         num_context, num_frames = context.shape[1], actions.shape[1] + 1
-        features = context
-        for frame in range(num_context, num_frames):
-            slots, _ = self.factorizer(features)
-            predicted = self.predict(features, slots, actions[:, :frame])[:, -1:]
-            features = torch.cat([features, quantize(predicted)], dim=1)
-        _, masks = self.factorizer(features)
-        return Rollout(features[:, num_context:], masks)
+        features, masks = context, []
+        for frame in range(1, num_frames + 1):
+            past = slice(max(frame - self.config.history_frames, 0), frame)
+            slots, past_masks = self.factorizer(features[:, past])
+            masks.append(past_masks[:, -1:])
+            if num_context <= frame < num_frames:
+                predicted = self.predict(features[:, past], slots, actions[:, past])[:, -1:]
+                features = torch.cat([features, quantize(predicted)], dim=1)
+        return Rollout(features[:, num_context:], torch.cat(masks, dim=1))

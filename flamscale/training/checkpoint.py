@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from flamscale.errors import CheckpointError
 from flamscale.training.engine import Engine
@@ -37,14 +37,11 @@ class CheckpointStore:
     Args:
         folder: Holds the `step-*` folders; on storage that all processes share.
         keep: Newest checkpoints to keep (count).
-        settings: What a resumed run must have in common with the run that wrote the checkpoint, such as
-            {"flam": dataclasses.asdict(config.flam)}; JSON values.
     """
 
-    def __init__(self, folder: Path, keep: int, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, keep: int) -> None:
         self.folder = Path(folder)
         self.keep = keep
-        self.settings = dict(settings or {})
 
     def latest(self) -> Path | None:
         """Returns the newest committed checkpoint, None where there is none."""
@@ -57,7 +54,7 @@ class CheckpointStore:
             step: Optimiser steps done (count).
             engine: Writes model and optimiser.
             loader_state: The loader's state, a dataclass of a few values, one of them `manifest_hash`.
-            extra: More settings of this run that a resumed one must share; JSON values.
+            extra: Settings of this run that a resumed one must share; JSON values.
         """
         final = self.folder / f"step-{step:06d}"
         partial = final.with_suffix(".partial")
@@ -67,7 +64,7 @@ class CheckpointStore:
                 partial.mkdir(parents=True)
             engine.barrier()
             engine.save(partial)
-            save_file(_random_state(engine.device), partial / f"random-{engine.rank:05d}.safetensors")
+            (partial / f"random-{engine.rank:05d}.safetensors").write_bytes(save(_random_state(engine.device)))
             engine.barrier()
             hashes = {name: _hash(partial / name) for name in _share(partial, engine)}
             _write_json(partial / f"hashes-{engine.rank:05d}.json", hashes)
@@ -105,7 +102,7 @@ class CheckpointStore:
         self._check_shared(path, engine)
         if path is None:
             return None
-        meta = _read_meta(path)
+        meta = read_meta(path)
         self._check_same(path, meta, engine, loader_state, extra)
         _check_files(path, meta["files"], engine)
         engine.load(path)
@@ -117,7 +114,7 @@ class CheckpointStore:
             "layout": engine.layout,
             "world_size": engine.world_size,
             "parameters": _parameter_summary(engine.module),
-            "settings": _flatten(self.settings | dict(extra)),
+            "settings": _flatten(extra),
         }
 
     def _check_same(
@@ -248,7 +245,8 @@ def _check_files(folder: Path, hashes: Mapping[str, str], engine: Engine) -> Non
         )
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
+def read_meta(path: Path) -> dict[str, Any]:
+    """Returns the description of the committed checkpoint at `path`; raises CheckpointError if it is damaged."""
     try:
         return json.loads((path / "meta.json").read_text())
     except (OSError, json.JSONDecodeError) as error:

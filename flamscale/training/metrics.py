@@ -119,11 +119,14 @@ class Meter:
         values: dict[str, Tensor | float] = {name: total / num_steps for name, total in self._totals.items()}
         values |= {f"losses/{index:06d}": loss for index, loss in enumerate(self._losses)}
         values |= {f"norms/{index:06d}": norm for index, norm in enumerate(self._norms)}
-        values |= {"skipped_samples": float(skipped_samples), "memory_peak_mib": memory_peak_mib(engine.device)}
+        values |= {"skipped_samples": float(skipped_samples)}
+        values |= {f"memory/{rank:06d}": 0.0 for rank in range(engine.world_size)}
+        values[f"memory/{engine.rank:06d}"] = memory_peak_mib(engine.device)
         values |= {name: seconds / num_steps for name, seconds in self._seconds.items()}
         means = engine.mean(values)
         losses = [means.pop(name) for name in list(means) if name.startswith("losses/")]
         norms = [means.pop(name) for name in list(means) if name.startswith("norms/")]
+        memory = [means.pop(name) * engine.world_size for name in list(means) if name.startswith("memory/")]
         elapsed_s = time.perf_counter() - self._started
         step_s = elapsed_s / num_steps - means["checkpoint_s"] - means["validation_s"]
         for name in ("checkpoint_s", "validation_s"):
@@ -135,6 +138,7 @@ class Meter:
             "step_s": step_s,
             "clips_per_s": config.global_batch / step_s,
             "frames_per_s": config.global_batch * config.clip_frames / step_s,
+            "memory_peak_mib": max(memory),  # of all processes
             "losses": losses,
             "grad_norms": norms,
         }
@@ -147,7 +151,7 @@ def check_finite(record: Mapping[str, Any], stage: str, step: int) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FlamError(
                 f"Expected a finite loss and gradient norm, found {loss} and {norm} at step {first + offset} of stage "
-                f"{stage}; lower its learning rate or gradient clip, and start again from the last checkpoint."
+                f"{stage}; start a new --out with a lower learning rate."
             )
 
 

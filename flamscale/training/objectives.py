@@ -10,6 +10,9 @@ from flamscale.models.flam import Flam
 from flamscale.models.tokenizer import Tokenizer, to_images
 from flamscale.types import Batch
 
+MOVING_THRESHOLD = 0.05
+"""Smallest change of any colour channel that counts as motion (share of the full range)."""
+
 
 class TokenizerObjective(nn.Module):
     """Stage 1: pixel MSE, optionally weighted towards moving pixels, optionally with LPIPS (Eq. 1)."""
@@ -50,7 +53,7 @@ class TokenizerInputs:
 
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = to_images(batch.video.to(self.device))
-        moving = ((images - self.median).abs().amax(dim=1, keepdim=True) > 0.05).float()
+        moving = ((images - self.median).abs().amax(dim=1, keepdim=True) > MOVING_THRESHOLD).float()
         return {"images": images, "weights": 1.0 + self.config.moving_weight * moving}
 
 

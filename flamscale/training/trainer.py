@@ -5,9 +5,7 @@ only where it writes a record, and goes on from the newest checkpoint: on a CPU,
 every later loss equals the uninterrupted run's bit for bit.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -37,20 +35,6 @@ class Loader(Protocol):
         """Goes on from a position that `state` returned."""
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What one call of `train` did."""
-
-    first_step: int
-    """Steps that an earlier run had done (count)."""
-    num_steps: int
-    """Steps done in all (count)."""
-    duration_s: float
-    """Wall time of this call (seconds)."""
-    record: dict[str, Any]
-    """The last training record; empty where there was nothing left to do."""
-
-
 def _print_now(line: str) -> None:
     print(line, flush=True)
 
@@ -67,7 +51,7 @@ def train(
     validate: Callable[[], dict[str, float]] | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = _print_now,
-) -> TrainResult:
+) -> None:
     """Trains up to step `config.num_steps`, from the newest checkpoint or from the start.
 
     Args:
@@ -98,10 +82,8 @@ def train(
     if resumed:
         report(f"{stage}: going on from step {first_step} of {config.num_steps}")
 
-    started = time.perf_counter()
     batches = iter(loader)
     meter = Meter(engine.device)
-    record: dict[str, Any] = {}
     for step in range(first_step, config.num_steps):
         done = step + 1
         rate = learning_rate(step, config)
@@ -120,7 +102,6 @@ def train(
         if saves:
             with meter.phase("checkpoint_s"):
                 checkpoints.save(done, engine, loader.state(), identity)
-    return TrainResult(first_step, max(first_step, config.num_steps), time.perf_counter() - started, record)
 
 
 def _optimizer_step(

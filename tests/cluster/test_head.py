@@ -45,6 +45,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def addresses_listened_on(processes: list[psutil.Process]) -> set[str]:
+    """IP addresses on which any of the processes accepts TCP connections."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            connections = process.net_connections("tcp")
+            found |= {known.laddr.ip for known in connections if known.status == psutil.CONN_LISTEN}
+    return {ip.removeprefix("::ffff:") for ip in found}
+
+
 def test_no_head_is_found_on_a_free_port():
     assert find_head(free_port()) is None
 
@@ -79,13 +89,7 @@ def test_a_head_listens_on_loopback_alone_and_leaves_nothing_behind():
         assert find_head(port) == address
         processes = psutil.Process().children(recursive=True)
         assert any("raylet" in process.name() for process in processes)
-        listening = [
-            connection.laddr.ip
-            for process in processes
-            for connection in process.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN
-        ]
-        assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+        assert addresses_listened_on(processes) == {"127.0.0.1"}
     assert find_head(port) is None
     assert not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     assert not os.path.exists(head.folder)

@@ -2,10 +2,12 @@
 
 import re
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import ray.train
 from flamscale_cluster import launch
+from flamscale_cluster.process_group import ProcessGroupConfig
 
 from flamscale.config import ClusterConfig, PretrainConfig
 from flamscale.errors import ClusterError, DataError
@@ -84,3 +86,14 @@ def test_workers_without_a_place_are_told_what_is_missing(monkeypatch):
     attempts(monkeypatch, ray.train.ControllerError(TimeoutError("no place in 60 s")))
     with pytest.raises(ClusterError, match=r"^1 workers could not start: they need \{'CPU': 1\}, the cluster has "):
         launch._fit(CONFIG)
+
+
+def test_workers_beyond_loopback_form_their_group_as_ray_has_it():
+    config = ProcessGroupConfig(backend="gloo")
+    backend = config.backend_cls()
+    backend._ray = Mock()
+    workers = SimpleNamespace(execute=lambda function: ["127.0.0.1", "10.0.0.2"])
+    backend.on_start(workers, config)
+    backend._ray.on_start.assert_called_once_with(workers, config)
+    backend.on_shutdown(workers, config)
+    backend._ray.on_shutdown.assert_called_once_with(workers, config)

@@ -18,7 +18,7 @@ from flamscale_cluster.head import LocalHead
 
 from flamscale.config import PretrainConfig
 from flamscale.data.manifest import Manifest
-from tests.cluster.test_head import free_port
+from tests.cluster.test_head import addresses_listened_on, free_port
 from tests.test_pretrain import losses
 from tests.tiny import tiny_config
 
@@ -72,17 +72,23 @@ def job_processes(*names: str) -> list[psutil.Process]:
     return found
 
 
-def kill_at(step: int, out: Path, *names: str) -> None:
-    """Kills processes by SIGKILL as soon as stage 2 has recorded a step."""
+def wait_for(step: int, out: Path) -> None:
+    """Returns as soon as stage 2 has recorded a step."""
     deadline_s = time.monotonic() + 200
     while not ((out / "metrics.jsonl").exists() and len(losses(out)["flam"]) >= step):
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
+
+
+def kill_at(step: int, out: Path, *names: str) -> None:
+    """Kills processes by SIGKILL as soon as stage 2 has recorded a step."""
+    wait_for(step, out)
     for process in job_processes(*names):
         process.kill()
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(600)  # four worker groups, one after another
 def test_a_job_goes_on_bit_for_bit_after_a_worker_and_then_all_of_it_is_killed(port, tiny_data, tmp_path):
     config = tiny_config(tiny_data, tmp_path / "whole", num_workers=2)
     stage = replace(config.flam_stage, num_steps=40, checkpoint_every=10, validate_every=0)
@@ -90,6 +96,9 @@ def test_a_job_goes_on_bit_for_bit_after_a_worker_and_then_all_of_it_is_killed(p
     broken = replace(whole, out=str(tmp_path / "broken"))
 
     job = submit(port, *flags(whole))
+    wait_for(1, Path(whole.out))
+    assert len(job_processes("ray::RayTrainWorker")) == 2
+    assert addresses_listened_on(psutil.Process().children(recursive=True)) == {"127.0.0.1"}
     output = finish(job)
     assert job.returncode == 0, output
     assert output.splitlines()[-1].startswith(f"run directory {whole.out}")

@@ -3,28 +3,58 @@
 import json
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from flamscale_cluster.zero import ZeroEngine
 from torch import Tensor, nn
 
-from flamscale.config import StageConfig
+from flamscale.config import FlamStageConfig, StageConfig
 from flamscale.errors import CheckpointError, ConfigError
+from flamscale.models.flam import Flam
+from flamscale.training import metrics
 from flamscale.training.engine import Engine, TorchEngine
-from flamscale.training.metrics import read_records
+from flamscale.training.metrics import Meter, read_records
+from flamscale.training.objectives import FlamObjective
+from flamscale.types import Batch
+from tests.small_models import FLAM, TOKENIZER
 from tests.training.toy import CPU, ToyLoader, ToyObjective, prepare, run_toy, toy_config
 
 FOLDER = Path(sys.argv[1])
 CONFIG = toy_config(global_batch=8, micro_batch=2, grad_clip=0.5, checkpoint_every=3, log_every=3)  # 2 micro-batches
+RANK = int(os.environ["RANK"])
+Prepare = Callable[[Batch, int], dict[str, Tensor]]
 
 
-def make(stage: int, config: StageConfig = CONFIG) -> ZeroEngine:
-    objective: nn.Module = ToyObjective(seed=int(os.environ["RANK"]))  # rank 0's weights must win
+def flam_objective(seed: int) -> FlamObjective:
+    """Stage 2's real objective, with everything in it that runs modules more than once a step."""
+    torch.manual_seed(seed)
+    flam = Flam(replace(FLAM, activation_checkpointing=True), TOKENIZER)
+    return FlamObjective(flam, FlamStageConfig(clip_frames=4, predict_steps=2))
+
+
+def prepare_flam(batch: Batch, step: int) -> dict[str, Tensor]:
+    """Draws features and noise of 4 frames from each clip's position alone."""
+    draws = [torch.Generator().manual_seed(int(position)) for position in batch.positions]
+    features = torch.stack([torch.randn(4, TOKENIZER.num_tokens, 8, generator=draw) for draw in draws])
+    noise = torch.stack([torch.randn(3, FLAM.num_slots, FLAM.action_width, generator=draw) for draw in draws])
+    return {"features": features, "noise": noise, "beta": torch.tensor(1e-3)}
+
+
+OBJECTIVES: dict[str, tuple[Callable[[int], nn.Module], Prepare]] = {
+    "toy": (lambda seed: ToyObjective(seed=seed), prepare),
+    "flam": (flam_objective, prepare_flam),
+}
+
+
+def make(stage: int, config: StageConfig = CONFIG, name: str = "toy") -> ZeroEngine:
+    objective = OBJECTIVES[name][0](RANK)  # rank 0's weights must win
     return ZeroEngine(objective, config, zero_stage=stage, device=CPU, seed=0)
 
 
-def take_steps(engine: Engine, config: StageConfig, count: int) -> list[float]:
+def take_steps(engine: Engine, config: StageConfig, prepare: Prepare, count: int) -> list[float]:
     """Loss and gradient norm of some steps, as every process agrees on them."""
     batches = iter(ToyLoader(config, engine.rank, engine.world_size))
     accumulation = config.global_batch // config.micro_batch // engine.world_size
@@ -36,11 +66,12 @@ def take_steps(engine: Engine, config: StageConfig, count: int) -> list[float]:
     return values
 
 
-def compare_with_torch(engine: ZeroEngine, precision: str) -> dict[str, float]:
+def compare_with_torch(engine: ZeroEngine, precision: str, name: str = "toy") -> dict[str, float]:
     """Largest differences to a TorchEngine after three steps on the same global batches."""
     config = toy_config(global_batch=8, micro_batch=2, grad_clip=0.5, precision=precision)
-    reference = TorchEngine(ToyObjective(seed=0), config, CPU, seed=0)
-    expected, found = take_steps(reference, config, 3), take_steps(engine, config, 3)
+    objective, prepare = OBJECTIVES[name]
+    reference = TorchEngine(objective(0), config, CPU, seed=0)
+    expected, found = (take_steps(one, config, prepare, 3) for one in (reference, engine))
     state, whole = engine.full_state_dict(), reference.full_state_dict()
     assert list(state) == (list(whole) if engine.rank == 0 else [])
     inputs = prepare(next(iter(ToyLoader(config))), 0)
@@ -54,7 +85,6 @@ def compare_with_torch(engine: ZeroEngine, precision: str) -> dict[str, float]:
 
 def compare_resumed(stage: int) -> dict[str, bool]:
     """Whether a run that was cut short repeats the losses and weights of one that was not."""
-    rank = int(os.environ["RANK"])
     states: list[dict[str, Tensor]] = []
     losses = []
     for name, lengths in (("whole", (9,)), ("cut", (5, 9))):
@@ -64,15 +94,23 @@ def compare_resumed(stage: int) -> dict[str, bool]:
                 global_batch=8, micro_batch=2, checkpoint_every=3, log_every=3, num_steps=num_steps, warmup_steps=2
             )
             engine = make(stage, config)
-            run_toy(folder, config, engine=engine, loader=ToyLoader(config, rank, 2), recorder_enabled=rank == 0)
+            run_toy(folder, config, engine=engine, loader=ToyLoader(config, RANK, 2), recorder_enabled=RANK == 0)
             state = engine.full_state_dict()
             engine.close()
         states.append(state)
-        if rank == 0:
+        if RANK == 0:
             records = read_records(folder / "metrics.jsonl")
             losses.append([loss for record in records for loss in record["losses"]])
     same = all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    return {"weights": same, "losses": rank > 0 or (losses[0] == losses[1] and len(losses[0]) == 9)}
+    return {"weights": same, "losses": RANK > 0 or (losses[0] == losses[1] and len(losses[0]) == 9)}
+
+
+def peak_memory(engine: ZeroEngine) -> float:
+    """What a record says where rank 0 took 100 MiB and rank 1 took 200."""
+    metrics.memory_peak_mib = lambda device: 100.0 * (RANK + 1)
+    meter = Meter(CPU)
+    meter.add_step([{"loss": torch.ones(())}], torch.ones(()))
+    return meter.flush(engine, CONFIG, 0)["memory_peak_mib"]
 
 
 def message(error: type[Exception], action: object) -> str:
@@ -86,26 +124,29 @@ def message(error: type[Exception], action: object) -> str:
 def main() -> None:
     torch.set_num_threads(1)
     findings: dict[str, object] = {}
-    for stage in range(4):
-        engine = make(stage)
-        findings[f"parity-{stage}"] = compare_with_torch(engine, "fp32")
+    for name, stage in (("toy", 1), ("flam", 0), ("flam", 2), ("flam", 3)):
+        engine = make(stage, name=name)
+        findings[f"parity-{name}-{stage}"] = compare_with_torch(engine, "fp32", name)
         engine.close()
+    for stage in (0, 2, 3):
         findings[f"resume-{stage}"] = compare_resumed(stage)
-    for stage in (1, 3):
-        engine = make(stage, toy_config(global_batch=8, micro_batch=2, grad_clip=0.5, precision="bf16"))
-        findings[f"bf16-{stage}"] = compare_with_torch(engine, "bf16")
+    findings["scripts"] = [path.name for path in FOLDER.rglob("*.py")]
+    for name, stage in (("toy", 1), ("flam", 3)):
+        engine = make(stage, toy_config(global_batch=8, micro_batch=2, grad_clip=0.5, precision="bf16"), name)
+        findings[f"bf16-{stage}"] = compare_with_torch(engine, "bf16", name)
         findings[f"bf16-{stage}-dtypes"] = sorted({str(value.dtype) for value in engine.full_state_dict().values()})
         engine.close()
 
     engine = make(2)
     findings["accumulation"] = message(ConfigError, lambda: engine.forward_backward({}, 7))
     findings["stage"] = message(
-        CheckpointError, lambda: run_toy(FOLDER / "whole-1", CONFIG, engine=engine, loader=ToyLoader(CONFIG, 0, 2))
+        CheckpointError, lambda: run_toy(FOLDER / "whole-3", CONFIG, engine=engine, loader=ToyLoader(CONFIG, 0, 2))
     )
     single = TorchEngine(ToyObjective(), CONFIG, CPU, seed=0)
     findings["world_size"] = message(
         CheckpointError, lambda: run_toy(FOLDER / "whole-2", CONFIG, engine=single, loader=ToyLoader(CONFIG))
     )
+    findings["memory"] = peak_memory(engine)
     findings["mean"] = engine.mean({"rank": float(engine.rank), "one": torch.ones(())})
     engine.close()
     torch.distributed.destroy_process_group()

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flamscale.config import DataConfig
+from flamscale.data.clips import ClipSpace
 from flamscale.data.decode import decode_frames
 from flamscale.data.loader import ClipLoader, LoaderState
 from flamscale.data.manifest import Manifest
+from flamscale.data.reader import GoodClips, SampleReader
 from flamscale.errors import ConfigError, DataError
 from flamscale.types import Batch
 
@@ -231,6 +233,34 @@ def test_too_many_damaged_samples_end_the_run_with_one_sentence(own_data_set: Ma
         pytest.raises(DataError, match=r"^3 of 24 samples are damaged, more than the allowed share of 0.1, the latest"),
     ):
         _take(loader, 60)
+
+
+def test_each_of_many_workers_counts_against_its_own_share(own_data_set: Manifest) -> None:
+    first, *_ = shards = own_data_set.of_split("train")
+    _damage(own_data_set, *first.keys[:2])
+    space = ClipSpace(shards, 1, 1, 1)
+    bad, good = range(sum(first.frames[:2])), range(sum(first.frames[:2]), space.num_clips)
+
+    def make(world_size: int) -> GoodClips:
+        return GoodClips(space, SampleReader(own_data_set), max_bad_fraction=0.2, world_size=world_size)
+
+    make(1).first((*bad, *good))
+    with pytest.raises(DataError, match=r"^2 of 6 samples are damaged"):
+        make(4).first((*bad, *good))
+    late = make(4)
+    for number in good:  # in later epochs a worker sees the others' samples as well
+        late.first([number])
+    late.first((*bad, *good))
+    assert len(late.bad_samples) == 2
+
+
+def test_a_single_damaged_sample_never_ends_a_run_that_tolerates_any(own_data_set: Manifest) -> None:
+    _damage(own_data_set, "e004")
+    loader = _loader(own_data_set, max_bad_fraction=0.001)
+    _take(loader, 30)
+    assert loader.skipped_samples == 1
+    with pytest.raises(DataError, match="1 of 24 samples are damaged"):
+        _take(_loader(own_data_set, max_bad_fraction=0.0), 30)
 
 
 def test_a_video_that_cannot_be_decoded_is_a_damaged_sample(

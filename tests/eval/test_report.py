@@ -58,9 +58,8 @@ def test_the_report_has_numbers_settings_timings_and_command(report: Path, evalu
     assert json.loads((report / "result.json").read_text())["rollout"]["psnr"] == rollout["psnr"]
 
 
-def test_a_run_directory_gives_its_own_settings(evaluation: RolloutEvaluation, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(SETTINGS))
-    write_report(tmp_path, evaluation.result, evaluation.pictures)
+def test_settings_may_be_plain_dicts_and_curves_may_be_missing(evaluation: RolloutEvaluation, tmp_path: Path) -> None:
+    write_report(tmp_path, evaluation.result, evaluation.pictures, settings=SETTINGS)
     text = (tmp_path / "report.md").read_text()
     assert "width `16`" in text
     assert "curves.png" not in text

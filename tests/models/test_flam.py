@@ -193,6 +193,22 @@ def test_rollout_is_stepping_by_hand(flam: Flam, features: Tensor, num_context: 
     assert rollout.masks.shape == (B, num_context + num_steps, K, N)
 
 
+def test_a_rollout_looks_back_on_its_history_alone(features: Tensor) -> None:
+    flam = small_flam(replace(FLAM, history_frames=2))
+    actions = flam.infer_actions(features)
+    other = features.clone()
+    other[:, 0] += 1.0
+    expected = flam.rollout(features[:, :3], actions, lambda x: x).features
+    assert_close(flam.rollout(other[:, :3], actions, lambda x: x).features, expected)
+
+
+def test_an_action_is_inferred_from_the_next_frame_and_the_history_before_it(features: Tensor) -> None:
+    flam = small_flam(replace(FLAM, history_frames=2))
+    actions = flam.infer_actions(features)
+    for step in range(2, actions.shape[1]):
+        assert_close(actions[:, step], flam.infer_actions(features[:, step - 1 : step + 2])[:, -1])
+
+
 def test_swapping_clips_swaps_all_outputs(flam: Flam, features: Tensor, noise: Tensor) -> None:
     output, swapped = flam(features, noise, 2), flam(features.flip(0), noise.flip(0), 2)
     for field in fields(output):

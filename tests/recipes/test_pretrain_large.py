@@ -86,6 +86,7 @@ def test_flags_differ_from_the_preset_where_they_say_so(recipe):
     ("arguments", "said"),
     [
         (["--flam.num-slots", "0"], "flam.num-slots (K) must be at least 1, got 0"),
+        (["--flam.history-frames", "4"], "flam.history-frames must be less than flam-stage.clip-frames"),
         (["--tokenizer.image-size", "60"], "must be divisible by tokenizer.downsample, got 60 and 8"),
         (["--cluster.num-workers", "3"], "must be a multiple of micro-batch x workers"),
         ([], "No data URL was given"),

@@ -22,15 +22,13 @@ def engine(width: int = 16, precision: str = "fp32") -> TorchEngine:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """Folder with one committed checkpoint of step 3."""
-    CheckpointStore(tmp_path, keep=2, settings={"flam": {"num_slots": 4, "levels": (4, 4)}}).save(
-        3, engine(), STATE, {"seed": 1}
-    )
+    CheckpointStore(tmp_path, keep=2).save(3, engine(), STATE, {"seed": 1, "flam": {"num_slots": 4, "levels": (4, 4)}})
     return tmp_path
 
 
 def load(folder: Path, *, num_slots: int = 4, seed: int = 1, state: ToyState = STATE, into: TorchEngine | None = None):
-    store = CheckpointStore(folder, keep=2, settings={"flam": {"num_slots": num_slots, "levels": (4, 4)}})
-    return store.load(into or engine(), state, {"seed": seed})
+    extra = {"seed": seed, "flam": {"num_slots": num_slots, "levels": (4, 4)}}
+    return CheckpointStore(folder, keep=2).load(into or engine(), state, extra)
 
 
 def test_it_brings_back_engine_data_position_and_random_state(saved: Path) -> None:

@@ -29,7 +29,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_every_record_carries_what_a_run_reports(tmp_path: Path) -> None:
-    result = run_toy(tmp_path, toy_config(num_steps=10))
+    run_toy(tmp_path, toy_config(num_steps=10))
     records = read_records(tmp_path / "metrics.jsonl")
     assert [record["step"] for record in records] == [4, 6, 8, 10]
     assert [len(record["losses"]) for record in records] == [4, 2, 2, 2]
@@ -42,8 +42,6 @@ def test_every_record_carries_what_a_run_reports(tmp_path: Path) -> None:
         assert record["loss"] == pytest.approx(sum(record["losses"]) / len(record["losses"]))
         assert record["frames_per_s"] == pytest.approx(8 * record["clips_per_s"])
     assert records[2]["checkpoint_s"] > 0
-    assert result.record == records[-1]
-    assert result.num_steps == 10
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
@@ -73,9 +71,11 @@ def test_resume_after_sigkill_repeats_the_uninterrupted_run_bit_for_bit(tmp_path
         process.wait()
     assert process.returncode == -signal.SIGKILL
     assert len(losses(killed)) < 30
-    assert run_toy(killed, toy_config()).first_step % 6 == 0
+    run_toy(killed, toy_config())
     assert losses(killed) == losses(tmp_path / "whole")
-    assert run_toy(killed, toy_config()).record == {}
+    lines: list[str] = []
+    run_toy(killed, toy_config(), progress=lines.append)
+    assert lines == ["toy: going on from step 30 of 30"]
 
 
 def test_micro_batches_leave_the_steps_the_same_to_rounding(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_the_next_record(tmp_path: Pat
         inputs = prepare(batch, step)
         return inputs if step != 9 else inputs | {"target": inputs["target"] * bad}
 
-    with pytest.raises(FlamError, match=r"at step 10 of stage toy; lower its learning rate"):
+    with pytest.raises(FlamError, match=r"at step 10 of stage toy; start a new --out with a lower learning rate"):
         run_toy(tmp_path, toy_config(), make_inputs=diverging)
     assert len(losses(tmp_path)) == 8
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000006"]

@@ -15,7 +15,7 @@ from flamscale.config import StageConfig
 from flamscale.training.checkpoint import CheckpointStore
 from flamscale.training.engine import Engine, TorchEngine
 from flamscale.training.metrics import MetricsRecorder
-from flamscale.training.trainer import TrainResult, train
+from flamscale.training.trainer import train
 from flamscale.types import Batch
 
 CPU = torch.device("cpu")
@@ -97,11 +97,11 @@ def run_toy(
     make_inputs: Callable[[Batch, int], dict[str, Tensor]] = prepare,
     recorder_enabled: bool = True,
     **arguments: Any,
-) -> TrainResult:
+) -> None:
     """Trains the toy objective in `folder`, from the newest checkpoint there."""
     recorder = MetricsRecorder(folder, recorder_enabled)
     try:
-        return train(
+        train(
             stage="toy",
             engine=engine or TorchEngine(ToyObjective(), config, CPU, seed=0),
             loader=loader or ToyLoader(config),

@@ -1,0 +1,78 @@
+"""Flags of the main job: command-line arguments in, a preset with the settings they change out.
+
+The recipe and its local launcher both read flags here, so that what is wrong with them is told before anything starts.
+"""
+
+import os
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from flamscale import command_line
+from flamscale.config import PretrainConfig
+from flamscale.errors import ConfigError
+from flamscale.presets import PRESETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """A preset, then every setting of it that shall differ."""
+
+    preset: Literal["quickstart", "multigrid", "procgen", "large"] = "quickstart"
+    """Settings to start from; --help shows the values of the preset named beside it."""
+    dry_run: bool = False
+    """Print the resolved settings, sizes, memory and steps, and train nothing."""
+    config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
+    """Settings of the run."""
+
+
+def parse_arguments(arguments: Sequence[str], *, description: str) -> Arguments:
+    """Returns the preset with the settings that the flags change; `description` heads their --help.
+
+    Raises:
+        ConfigError: a setting that the config refuses.
+        SystemExit: --help (code 0), or an unknown flag or unreadable value (code 2), explained on stderr.
+    """
+    chooser = ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--preset", default="quickstart")
+    preset: Any = chooser.parse_known_args(arguments)[0].preset
+    if preset not in PRESETS:
+        preset = "quickstart"  # the parser below refuses an unknown one
+    default = Arguments(preset=preset, config=PRESETS[preset]())
+    flags = [
+        f"--data.url{flag.removeprefix('--data')}" if flag.split("=")[0] == "--data" else flag for flag in arguments
+    ]
+    return command_line.parse(Arguments, flags, default=default, description=description)
+
+
+def check_places(run: PretrainConfig) -> None:
+    """Raises ConfigError where the workers would look for data or write results in the wrong place."""
+    if not run.data.url:
+        raise ConfigError("No data URL was given; pass --data FOLDER_OR_URL, the one that holds manifest.json.")
+    if "://" in run.out:
+        raise ConfigError(
+            f"--out must be a folder that all workers share, got {run.out}; mount the store, or copy after."
+        )
+    for flag, place in places(run).items():
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and is_relative(place):
+            raise ConfigError(
+                f"{flag} must be an absolute path in a Ray job, which runs in a copy of the working folder, got "
+                f"{place}; pass the whole path."
+            )
+
+
+def places(run: PretrainConfig) -> dict[str, str]:
+    """Returns the flags that name files and folders, with what this run has there."""
+    found = {"--out": run.out, "--data.url": run.data.url}
+    if run.tokenizer_stage.lpips_weights:
+        found["--tokenizer-stage.lpips-weights"] = run.tokenizer_stage.lpips_weights
+    return found
+
+
+def is_relative(place: str) -> bool:
+    """Whether a place depends on the working folder: neither a URL nor an absolute path."""
+    return "://" not in place and not Path(place).is_absolute()
