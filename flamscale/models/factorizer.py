@@ -47,8 +47,8 @@ class Factorizer(nn.Module):
 
     The iterations share their weights, as in slot attention. Slots start from one learned embedding each. Where we
     differ: tokens are what differs from learned static features, projected without layer norm. A patch of the static
-    scene is then close to 0, is shared evenly among the slots, and leaves their competition to the patches that change;
-    with layer-normalised features slots split the walls from the floor and stay there for thousands of steps.
+    scene is then close to 0, so that it starts evenly shared among the slots and their competition is left to the
+    patches that change. Static features and the missing layer norm were not measured apart.
     """
 
     def __init__(self, config: FlamConfig, position: Float[Tensor, "N D"], feature_channels: int) -> None:
