@@ -25,7 +25,7 @@ from flamscale.errors import ClusterError
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
-"""How long a head may take until its job server answers (seconds)."""
+"""How long a head may take until it can run a job (seconds)."""
 STOP_TIMEOUT_S = 3.0
 """How long a head may take to end its processes before they are killed (seconds)."""
 _OTHER_PORT = "choose another port (make pretrain PORT=..., or --dashboard-port)"
@@ -68,6 +68,7 @@ class LocalHead:
 
     def __enter__(self) -> str:
         self.folder = Path(tempfile.mkdtemp(prefix="flam-", dir="/tmp"))  # sockets inside allow no long path
+        self._agent_port = _free_port()
         self._log = (self.folder / "head.log").open("w+")
         self._process = subprocess.Popen(
             self._command(),
@@ -111,7 +112,7 @@ class LocalHead:
             str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--no-monitor",
             f"--node-ip-address={HOST}", f"--port={_free_port()}", f"--ray-client-server-port={_free_port()}",
             "--include-dashboard=true", f"--dashboard-host={HOST}", f"--dashboard-port={self.port}",
-            f"--dashboard-agent-listen-port={_free_port()}", "--disable-usage-stats",
+            f"--dashboard-agent-listen-port={self._agent_port}", "--disable-usage-stats",
             f"--object-store-memory={self.object_store_mib * 2**20}", f"--num-cpus={self.num_cpus}",
             f"--temp-dir={self.folder}",
         ]  # fmt: skip
@@ -127,9 +128,9 @@ class LocalHead:
         }
 
     def _wait(self) -> None:
-        """Returns when the job server answers."""
+        """Returns when the job server answers and the node has a healthy agent to run jobs."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        while _ray_version(self.port) is None:
+        while _ray_version(self.port) is None or _get(self._agent_port, "/api/local_raylet_healthz") != b"success":
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self._log.seek(0)
                 lines = [line.strip() for line in self._log if line.strip()]
@@ -153,15 +154,23 @@ class LocalHead:
 
 def _ray_version(port: int) -> str | None:
     """Returns the version of the Ray dashboard that answers on a loopback port, None where none does."""
+    try:
+        content = json.loads(_get(port, "/api/version") or "")
+    except ValueError:
+        return None
+    return content.get("ray_version") if isinstance(content, dict) else None
+
+
+def _get(port: int, path: str) -> bytes | None:
+    """Returns what an HTTP server on a loopback port says at a path, None where there is none."""
     connection = http.client.HTTPConnection(HOST, port, timeout=5.0)
     try:
-        connection.request("GET", "/api/version")
-        content = json.loads(connection.getresponse().read())
-    except (OSError, http.client.HTTPException, ValueError):
+        connection.request("GET", path)
+        return connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
         return None
     finally:
         connection.close()
-    return content.get("ray_version") if isinstance(content, dict) else None
 
 
 def _free_port() -> int:
