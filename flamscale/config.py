@@ -236,10 +236,14 @@ class FlamStageConfig(StageConfig):
     """Steps over which beta rises linearly to its value (count)."""
     predict_steps: int = 1
     """Prediction depth P: the loss averages predictions 1 to P steps ahead, each fed with the one before (count)."""
+    reconstruction_weight: float = 0.0
+    """Weight of a term beyond Eq. 6: the error of each frame drawn from its own slots over the static scene (ratio)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.beta >= 0, f"beta must be 0 or more, got {self.beta}.")
+        for name in ("beta", "reconstruction_weight"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name.replace('_', '-')} must be 0 or more, got {value}.")
         _require(self.beta_warmup_start >= 0, f"beta-warmup-start must be 0 or more, got {self.beta_warmup_start}.")
         _require(self.beta_warmup_steps >= 1, f"beta-warmup-steps must be at least 1, got {self.beta_warmup_steps}.")
         _require(

@@ -44,9 +44,10 @@ def quickstart() -> PretrainConfig:
             mlp_ratio=2,
         ),
         flam_stage=FlamStageConfig(
-            num_steps=9_000,
-            beta_warmup_start=4_000,
-            beta_warmup_steps=2_000,
+            num_steps=4_000,
+            beta_warmup_start=2_000,
+            beta_warmup_steps=1_000,
+            reconstruction_weight=1.0,
             global_batch=32,
             micro_batch=16,
             clip_frames=4,

@@ -1,4 +1,4 @@
-"""Aggregator: current features and predicted slots in, predicted features out."""
+"""Aggregator: features and slots in, features changed to what the slots say out."""
 
 import torch
 from jaxtyping import Float
@@ -24,13 +24,11 @@ class Aggregator(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.output = nn.Linear(config.width, feature_channels)
 
-    def forward(
-        self, features: Float[Tensor, "B T N C"], next_slots: Float[Tensor, "B T K D"]
-    ) -> Float[Tensor, "B T N C"]:
-        """Returns the predicted features of the frames that follow `features`."""
+    def forward(self, features: Float[Tensor, "B T N C"], slots: Float[Tensor, "B T K D"]) -> Float[Tensor, "B T N C"]:
+        """Returns the features of the frames that the slots describe, drawn over the given ones."""
         x = self.input(features) + self.position
-        no_slot = self.no_slot.expand(*next_slots.shape[:2], -1, -1)
-        slots = torch.cat([next_slots, no_slot], dim=2)  # [B, T, K + 1, D]
+        no_slot = self.no_slot.expand(*slots.shape[:2], -1, -1)
+        context = torch.cat([slots, no_slot], dim=2)  # [B, T, K + 1, D]
         for attention, mlp in zip(self.attention, self.mlps, strict=True):
-            x = mlp(attention(x, slots))
+            x = mlp(attention(x, context))
         return features + self.output(self.norm(x))

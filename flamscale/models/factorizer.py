@@ -58,7 +58,7 @@ class Factorizer(nn.Module):
         self.static_features = nn.Parameter(torch.zeros(len(position), feature_channels))
         self.content = nn.Linear(feature_channels, config.width, bias=False)
         nn.init.normal_(self.content.weight, std=feature_channels**-0.5)
-        self.position = nn.Parameter(0.3 * position)
+        self.position = nn.Parameter(position.clone())
         self.initial_slots = nn.Parameter(torch.randn(config.num_slots, config.width))
         self.iteration = FactorizerIteration(config)
 

@@ -92,6 +92,11 @@ class Flam(nn.Module):
         """Returns the features of the frame after each given one: FDM (Eq. 5), then the aggregator."""
         return self.aggregator(features, self.fdm(slots, actions))
 
+    def reconstruct(self, slots: Float[Tensor, "B T K D"]) -> Float[Tensor, "B T N C"]:
+        """Returns the features of the slots' own frames, drawn over the factorizer's static features."""
+        static = self.factorizer.static_features.detach()  # a canvas: only the factorizer may move it
+        return self.aggregator(static.expand(*slots.shape[:2], -1, -1), slots)
+
     @torch.no_grad()
     def infer_actions(self, features: Float[Tensor, "B T N C"]) -> Float[Tensor, "B T-1 K A"]:
         """Returns the posterior means of the latent actions between successive frames.

@@ -58,7 +58,11 @@ class TokenizerInputs:
 
 
 class FlamObjective(nn.Module):
-    """Stage 2: Eq. 6, its squared error as a mean, its KL summed over factors (see `FlamStageConfig`)."""
+    """Stage 2: Eq. 6, its squared error as a mean, its KL summed over factors (see `FlamStageConfig`).
+
+    The optional reconstruction term shows the aggregator where each slot is without waiting for the IDM and FDM to
+    carry it there. Eq. 6 alone learns slowly to draw an entity on a patch where none was.
+    """
 
     def __init__(self, flam: Flam, config: FlamStageConfig) -> None:
         super().__init__()
@@ -91,6 +95,10 @@ class FlamObjective(nn.Module):
             "assignment_entropy": entropy,
             **{f"kl_{slot}": value for slot, value in enumerate(kl.detach())},
         }
+        if self.config.reconstruction_weight > 0:
+            reconstruction_loss = (self.flam.reconstruct(output.slots) - features).square().mean()
+            loss = loss + self.config.reconstruction_weight * reconstruction_loss
+            metrics["reconstruction_loss"] = reconstruction_loss.detach()
         return loss, metrics
 
 

@@ -32,7 +32,7 @@ def flam_objective(seed: int) -> FlamObjective:
     """Stage 2's real objective, with everything in it that runs modules more than once a step."""
     torch.manual_seed(seed)
     flam = Flam(replace(FLAM, activation_checkpointing=True), TOKENIZER)
-    return FlamObjective(flam, FlamStageConfig(clip_frames=4, predict_steps=2))
+    return FlamObjective(flam, FlamStageConfig(clip_frames=4, predict_steps=2, reconstruction_weight=0.5))
 
 
 def prepare_flam(batch: Batch, step: int) -> dict[str, Tensor]:

@@ -109,6 +109,21 @@ def test_flam_loss_is_equation_6(predict_steps: int) -> None:
     assert not any(value.requires_grad for value in metrics.values())
 
 
+def test_a_reconstruction_term_draws_each_frame_from_its_own_slots_over_the_static_scene() -> None:
+    flam = small_flam()
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 5, 9, 8, generator=generator, dtype=torch.float64)
+    static = torch.randn(9, 8, generator=generator, dtype=torch.float64)
+    flam.factorizer.set_static_features(static)
+    arguments = features, torch.zeros(2, 4, 3, 4, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+    plain, _ = FlamObjective(flam, STAGE)(*arguments)
+    loss, metrics = FlamObjective(flam, replace(STAGE, reconstruction_weight=2.0))(*arguments)
+    drawn = flam.aggregator(static.expand(2, 5, 9, 8), flam.factorizer(features)[0])
+    error = (drawn - features).square().mean()
+    assert_close(loss, plain + 2.0 * error)
+    assert_close(metrics["reconstruction_loss"], error.detach())
+
+
 def test_moving_pixels_weigh_more() -> None:
     median = torch.full((12, 12, 3), 100, dtype=torch.uint8)
     video = median.expand(1, 2, 12, 12, 3).clone()
