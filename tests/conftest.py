@@ -14,10 +14,13 @@ import botocore.config
 import botocore.session
 import pytest
 import s3fs
+import torch
 from botocore.exceptions import BotoCoreError, ClientError
 from jaxtyping import install_import_hook
 
 BUCKET = "shards"
+
+torch.set_num_threads(1)  # as in the processes that tests start: sums then round alike
 
 # Every annotated shape in these is checked at every call; it must stand before their first import.
 install_import_hook(["flamscale.models", "flamscale.training.objectives", "flamscale_kernels"], "beartype.beartype")

@@ -28,7 +28,6 @@ ROOT = Path(__file__).parents[1]
 def finished(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[PretrainConfig, dict]:
     """A run that was never interrupted; do not change its files."""
     config = tiny_config(tiny_data, tmp_path_factory.mktemp("run") / "out")
-    torch.set_num_threads(1)
     return config, run_tiny(config)
 
 
