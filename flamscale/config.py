@@ -111,6 +111,10 @@ class FlamConfig:
     """Hidden width of every MLP over its model width (ratio)."""
     activation_checkpointing: bool = False
     """Recompute the factorizer's iterations in the backward pass: less memory, about a third more compute."""
+    kernels: Literal["auto", "triton", "reference"] = "auto"
+    """Slot and temporal attention: auto (Triton on CUDA, else torch), triton (that, or an error), reference (torch)."""
+    attention: Literal["sdpa", "flash-attn"] = "sdpa"
+    """All other attention by sdpa (torch) or flash-attn (half precision on CUDA; extra gpu)."""
 
     def __post_init__(self) -> None:
         _require(self.num_slots >= 1, f"flam.num-slots (K) must be at least 1, got {self.num_slots}.")

@@ -44,9 +44,9 @@ def quickstart() -> PretrainConfig:
             mlp_ratio=2,
         ),
         flam_stage=FlamStageConfig(
-            num_steps=4_000,
-            beta_warmup_start=2_000,
-            beta_warmup_steps=1_000,
+            num_steps=3_000,
+            beta_warmup_start=1_500,
+            beta_warmup_steps=500,
             reconstruction_weight=1.0,
             global_batch=32,
             micro_batch=16,

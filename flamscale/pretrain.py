@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flamscale_kernels.dispatch import obstacle
 from torch import Tensor, nn
 
 from flamscale.config import PretrainConfig, StageConfig
@@ -93,6 +94,9 @@ def pretrain(
     Raises:
         FlamError: the settings, the data, a checkpoint or the run directory are not as needed.
     """
+    reason = obstacle(device)
+    if config.flam.kernels == "triton" and reason:
+        raise ConfigError(f"flam.kernels asks for Triton kernels, but {reason}.")
     manifest = check_inputs(config, write=rank == 0)
     directory = RunDirectory(Path(config.out))
     recorder = MetricsRecorder(directory.root, enabled=rank == 0)

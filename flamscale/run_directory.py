@@ -27,6 +27,8 @@ _FREE_SETTINGS = (
     "url",
     "prefetch_batches",
     "cache_mib",
+    "kernels",
+    "attention",
     "max_bad_fraction",
     "micro_batch",
     "log_every",

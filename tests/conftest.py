@@ -1,6 +1,7 @@
 """Shape checks in the packages under test, and a real S3 server on loopback for every test that wants one."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from jaxtyping import install_import_hook
 
 BUCKET = "shards"
+
+os.environ["TRITON_INTERPRET"] = "1"  # before Triton's first import: its kernels then run on CPU tensors
 
 torch.set_num_threads(1)  # as in the processes that tests start: sums then round alike
 

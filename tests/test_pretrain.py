@@ -156,6 +156,14 @@ def test_settings_that_change_nothing_learned_may_change_between_submissions(fin
     check_inputs(config)
 
 
+def test_triton_kernels_that_cannot_run_here_are_refused(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    config, _ = finished
+    with pytest.raises(ConfigError, match=r"^flam\.kernels asks for Triton kernels, but they run on CUDA"):
+        run_tiny(replace(config, out=str(tmp_path / "out"), flam=replace(config.flam, kernels="triton")))
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_order_of_the_data_is_another_run(finished):
     config, _ = finished
     with pytest.raises(ConfigError, match=r"data\.window_shards is 16 there and 8 here"):

@@ -17,6 +17,8 @@ from flamscale.config import PretrainConfig
 from flamscale.errors import ConfigError
 from flamscale.presets import PRESETS
 
+SHORT_FLAGS = {"--data": "--data.url", "--kernels": "--flam.kernels"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
@@ -43,9 +45,10 @@ def parse_arguments(arguments: Sequence[str], *, description: str) -> Arguments:
     if preset not in PRESETS:
         preset = "quickstart"  # the parser below refuses an unknown one
     default = Arguments(preset=preset, config=PRESETS[preset]())
-    flags = [
-        f"--data.url{flag.removeprefix('--data')}" if flag.split("=")[0] == "--data" else flag for flag in arguments
-    ]
+    flags = []
+    for flag in arguments:
+        name, equals, value = flag.partition("=")
+        flags.append(SHORT_FLAGS.get(name, name) + equals + value)
     return command_line.parse(Arguments, flags, default=default, description=description)
 
 

@@ -19,7 +19,9 @@ class Aggregator(nn.Module):
         self.input = nn.Linear(feature_channels, config.width)
         self.position = nn.Parameter(position.clone())
         self.no_slot = nn.Parameter(0.1 * torch.randn(1, config.width))
-        self.attention = nn.ModuleList(CrossAttention(config.width, config.num_heads) for _ in range(config.num_blocks))
+        self.attention = nn.ModuleList(
+            CrossAttention(config.width, config.num_heads, config.attention) for _ in range(config.num_blocks)
+        )
         self.mlps = nn.ModuleList(Mlp(config.width, config.mlp_ratio) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(config.width)
         self.output = nn.Linear(config.width, feature_channels)

@@ -2,6 +2,7 @@
 
 import torch
 from flamscale_kernels import slot_attention, slot_attention_masks
+from flamscale_kernels.dispatch import Backend
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -24,10 +25,20 @@ class FactorizerIteration(nn.Module):
             nn.init.normal_(projection.weight, std=1.5 * width**-0.5)
         self.gru = nn.GRUCell(width, width)
         self.mlp = Mlp(width, config.mlp_ratio)
-        self.temporal = TemporalAttention(width, config.num_heads)
+        self.temporal = TemporalAttention(width, config.num_heads, config.kernels)
+        self.kernels: Backend = config.kernels
 
-    def forward(self, slots: Float[Tensor, "B T K D"], tokens: Float[Tensor, "F N D"]) -> Float[Tensor, "B T K D"]:
-        means, _ = slot_attention(tokens, self.absorbed_queries(slots), self.scale)
+    def forward(
+        self,
+        slots: Float[Tensor, "B T K D"],
+        content: Float[Tensor, "F N D"],
+        tokens: Float[Tensor, "F N D"],
+        change: Float[Tensor, "F N"],
+    ) -> Float[Tensor, "B T K D"]:
+        queries = self.absorbed_queries(slots)
+        means, _ = slot_attention(
+            content, queries, self.scale, values=tokens, token_weight=change, backend=self.kernels
+        )
         updates = self.value(means)  # [F, K, D]
         width = slots.shape[-1]
         slots = self.gru(updates.reshape(-1, width), slots.reshape(-1, width)).view_as(slots)
@@ -46,9 +57,10 @@ class Factorizer(nn.Module):
     """Splits every frame into K slots, bound over time by temporal attention inside each iteration (Eq. 2-3).
 
     The iterations share their weights, as in slot attention. Slots start from one learned embedding each. Where we
-    differ: tokens are what differs from learned static features, projected without layer norm. A patch of the static
-    scene is then close to 0, so that it starts evenly shared among the slots and their competition is left to the
-    patches that change. Static features and the missing layer norm were not measured apart.
+    differ: tokens are what differs from learned static features, projected without layer norm; slots compete for them
+    by content alone, while what they take in is content and position; and a token counts in a slot's mean by how much
+    it differs. A slot's mean then tells what an entity is and where, however much of the static scene the slot also
+    holds. Static features and the missing layer norm were not measured apart.
     """
 
     def __init__(self, config: FlamConfig, position: Float[Tensor, "N D"], feature_channels: int) -> None:
@@ -70,12 +82,15 @@ class Factorizer(nn.Module):
     def forward(self, features: Float[Tensor, "B T N C"]) -> tuple[Float[Tensor, "B T K D"], Float[Tensor, "B T K N"]]:
         """Returns the slots of every frame, and the masks: how each token is shared among them (sum 1 over K)."""
         num_clips, num_frames = features.shape[:2]
-        tokens = (self.content(features - self.static_features) + self.position).flatten(0, 1)  # [F, N, D]
+        difference = (features - self.static_features).flatten(0, 1)  # [F, N, C]
+        content = self.content(difference)
+        tokens = content + self.position
+        change = difference.detach().square().mean(dim=-1)
         slots = self.initial_slots.expand(num_clips, num_frames, -1, -1)
         for _ in range(self.num_iterations):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                slots = checkpoint(self.iteration, slots, tokens, use_reentrant=False)
+                slots = checkpoint(self.iteration, slots, content, tokens, change, use_reentrant=False)
             else:
-                slots = self.iteration(slots, tokens)
-        masks = slot_attention_masks(tokens, self.iteration.absorbed_queries(slots), self.iteration.scale)
+                slots = self.iteration(slots, content, tokens, change)
+        masks = slot_attention_masks(content, self.iteration.absorbed_queries(slots), self.iteration.scale)
         return slots, masks.unflatten(0, (num_clips, num_frames))

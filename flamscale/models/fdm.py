@@ -12,8 +12,8 @@ class ForwardDynamicsBlock(nn.Module):
 
     def __init__(self, config: FlamConfig) -> None:
         super().__init__()
-        self.spatial = CrossAttention(config.width, config.num_heads)
-        self.temporal = TemporalAttention(config.width, config.num_heads)
+        self.spatial = CrossAttention(config.width, config.num_heads, config.attention)
+        self.temporal = TemporalAttention(config.width, config.num_heads, config.kernels)
         self.mlp = Mlp(config.width, config.mlp_ratio)
 
     def forward(self, x: Float[Tensor, "B T K D"], slots: Float[Tensor, "B T K D"]) -> Float[Tensor, "B T K D"]:

@@ -50,7 +50,8 @@ class FlamForWorldModeling(PreTrainedModel):
     @classmethod
     def from_modules(cls, tokenizer: Tokenizer, flam: Flam) -> "FlamForWorldModeling":
         """Returns the model that holds these very modules."""
-        sizes = {"tokenizer": dataclasses.asdict(tokenizer.config), "flam": dataclasses.asdict(flam.config)}
+        flam_config = dataclasses.replace(flam.config, kernels="auto", attention="sdpa")  # what runs everywhere
+        sizes = {"tokenizer": dataclasses.asdict(tokenizer.config), "flam": dataclasses.asdict(flam_config)}
         return cls(FlamHFConfig(**sizes), tokenizer, flam)
 
     @classmethod

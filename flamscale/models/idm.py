@@ -12,7 +12,7 @@ class InverseDynamicsBlock(nn.Module):
 
     def __init__(self, config: FlamConfig) -> None:
         super().__init__()
-        self.spatial = CrossAttention(config.width, config.num_heads)
+        self.spatial = CrossAttention(config.width, config.num_heads, config.attention)
         self.next_norm = nn.LayerNorm(config.width)
         self.next_value = nn.Linear(config.width, config.width)
         self.mlp = Mlp(config.width, config.mlp_ratio)

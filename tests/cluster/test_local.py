@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from flamscale_cluster.arguments import parse_arguments
 from flamscale_cluster.head import LocalHead
 
 from flamscale.config import PretrainConfig
@@ -151,6 +152,11 @@ def test_wrong_flags_are_told_before_anything_starts():
     job = submit(free_port(), "--data=/x", "--flam.num-slots=0")
     assert finish(job) == "error: flam.num-slots (K) must be at least 1, got 0.\n"
     assert job.returncode == 2
+
+
+def test_short_flags_stand_for_long_ones():
+    chosen = parse_arguments(["--data", "/x", "--kernels=reference"], description="")
+    assert (chosen.config.data.url, chosen.config.flam.kernels) == ("/x", "reference")
 
 
 def test_a_dry_run_starts_nothing():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
+from torch.func import functional_call
 from torch.testing import assert_close
 
 from flamscale.models.flam import Flam
@@ -245,9 +246,27 @@ def test_every_parameter_has_a_gradient(features: Tensor, noise: Tensor) -> None
     assert dead == []
 
 
-def test_gradient_is_that_of_finite_differences(features: Tensor, noise: Tensor) -> None:
+def test_gradients_are_those_of_finite_differences(features: Tensor, noise: Tensor) -> None:
+    flam = small_flam()
+    # the static features also set what each token counts, which is a constant to the gradient
+    parameters = {name: value for name, value in flam.named_parameters() if name != "factorizer.static_features"}
+
+    def predictions(*values: Tensor) -> Tensor:
+        changed = dict(zip(parameters, values, strict=True))
+        return functional_call(flam, changed, (features[:1, :3], noise[:1, :2])).predictions
+
+    assert torch.autograd.gradcheck(predictions, tuple(parameters.values()), fast_mode=True, atol=1e-6, rtol=1e-5)
+
+
+def test_slots_see_where_a_changed_patch_is_and_nothing_of_the_static_scene(features: Tensor) -> None:
     flam = small_flam().requires_grad_(False)
-    small = features[:1, :3].requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x: flam(x, noise[:1, :2], 2).predictions, small, fast_mode=True, atol=1e-6, rtol=1e-5
-    )
+    factorizer = flam.factorizer
+    factorizer.set_static_features(features[0, 0])
+    frame = features[:1, :1].clone()
+    frame[0, 0, 4] += 1.0
+    slots, _ = factorizer(frame)
+    static = torch.arange(N) != 4
+    factorizer.position[static] += 1.0
+    assert_close(factorizer(frame)[0], slots)
+    factorizer.position[~static] += 1.0
+    assert not torch.allclose(factorizer(frame)[0], slots, atol=1e-3)
