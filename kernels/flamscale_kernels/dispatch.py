@@ -6,9 +6,11 @@ the tests prove the kernels without a GPU. The reference runs everywhere.
 
 import importlib.util
 import os
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 Backend = Literal["auto", "triton", "reference"]
 """auto: Triton on CUDA, reference elsewhere; triton: Triton or an error; reference: torch alone."""
@@ -49,3 +51,8 @@ def use_triton(backend: Backend, device: torch.device, unsupported: str | None =
     if backend == "triton" and reason:
         raise KernelUnavailableError(f"Triton kernels were asked for, but {reason}.")
     return reason is None and (backend == "triton" or device.type == "cuda")
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Makes the tensor's GPU the current one, on which Triton launches."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

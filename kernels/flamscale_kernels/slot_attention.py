@@ -3,7 +3,6 @@
 Tokens, queries and masks come in as the reference takes them; the choice of implementation is dispatch.py's.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -11,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flamscale_kernels import reference
-from flamscale_kernels.dispatch import Backend, is_interpreted, use_triton
+from flamscale_kernels.dispatch import Backend, is_interpreted, on_device_of, use_triton
 
 MAX_SLOTS = 64
 MAX_CHANNELS = 1024
@@ -154,7 +153,7 @@ def slot_attention_forward(
     block = kernels.tiles(num_slots, channels, None if values is None else width, tokens.element_size(), backward=False)
     means, mass = _empty_results(tokens, queries, values)
     grid = (num_frames * num_heads * -(-width // block.values),)
-    with _on_device_of(tokens):
+    with on_device_of(tokens):
         kernels.slot_attention_forward_kernel[grid](
             tokens, queries, values, _contiguous(logit_bias), _contiguous(token_mask), _contiguous(token_weight),
             means, mass, num_heads, tokens.shape[1], scale, epsilon, *_strides(tokens, queries, values),
@@ -212,7 +211,7 @@ def slot_attention_backward(
     block = kernels.tiles(num_slots, channels, None if values is None else width, tokens.element_size(), backward=True)
     grad_queries, grad_bias, weights = _empty_gradients(tokens, queries, logit_bias, needs_weights)
     grid = (num_frames * num_heads * -(-channels // block.columns),)
-    with _on_device_of(tokens):
+    with on_device_of(tokens):
         kernels.slot_attention_backward_kernel[grid](
             tokens, queries, values, _contiguous(logit_bias), _contiguous(token_mask),
             _contiguous(token_weight), means, mass, grad_means.contiguous(), _contiguous(grad_mass),
@@ -329,8 +328,3 @@ def _strides(tokens: Tensor, queries: Tensor, values: Tensor | None) -> tuple[in
         *queries.stride()[:3],
         *other.stride()[:2], shared[1],
     )  # fmt: skip
-
-
-def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
-    """Makes the tensor's GPU the current one, on which Triton launches."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -327,10 +327,12 @@ def tiles(num_slots: int, channels: int, value_channels: int | None, itemsize: i
         num_warps, num_stages = (4 if slots == 16 else 8), 2
         c, v, columns = min(c, chunk), min(v, chunk if backward else columns), min(c, columns)
     elif slots * loaded <= (8192 if backward and slots == 64 else 16384):
-        few = loaded > 512 or (backward and (loaded > 256 or slots == 64))
-        token_block, columns = (64 if not few else 32 if loaded <= 512 else 16), c
-        num_warps = 8 if slots * loaded >= (4096 if backward else 8192) else 4
-        num_stages = 3 if loaded > 512 or (loaded <= 128 and not backward) else 2
+        columns, num_warps = c, (8 if slots * loaded >= (4096 if backward else 8192) else 4)
+        if loaded <= 512:
+            token_block = 32 if backward and (loaded > 256 or slots == 64) else 64
+            num_stages = 3 if loaded <= 128 and not backward else 2
+        else:
+            token_block, num_stages = (16, 3) if backward or value_channels is None else (32, 2)
     else:
         token_block, columns, num_warps, num_stages = (32 if backward else 64), min(c, 8192 // slots), 8, 2
         c, v = min(c, 128), min(v, 128 if backward else 16384 // slots)

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flamscale_kernels.aot import AotCase
-from flamscale_kernels.dispatch import is_interpreted
+from flamscale_kernels.dispatch import is_interpreted, on_device_of
 
 MAX_FRAMES, MAX_WIDTH = 64, 128
 """Longest sequence and widest head that the kernels take."""
@@ -313,10 +313,11 @@ def forward(
     if output.numel():
         query, key, value = (_with_dense_rows(x) for x in (query, key, value))
         grid, sizes, options = _plan(query)
-        forward_kernel[grid](
-            query, key, value, output, *_dense(cos, sin, bias, frame_mask), *_strides(query, key, value), *sizes,
-            **options,
-        )  # fmt: skip
+        with on_device_of(query):
+            forward_kernel[grid](
+                query, key, value, output, *_dense(cos, sin, bias, frame_mask), *_strides(query, key, value), *sizes,
+                **options,
+            )  # fmt: skip
     return output
 
 
@@ -330,10 +331,11 @@ def backward(
     if query.numel():
         query, key, value, grad_output = (_with_dense_rows(x) for x in (query, key, value, grad_output))
         grid, sizes, options = _plan(query)
-        backward_kernel[grid](
-            query, key, value, grad_output, *grads, parts, *_dense(cos, sin, bias, frame_mask),
-            *_strides(query, key, value, grad_output, grads[0]), *sizes, **options,
-        )  # fmt: skip
+        with on_device_of(query):
+            backward_kernel[grid](
+                query, key, value, grad_output, *grads, parts, *_dense(cos, sin, bias, frame_mask),
+                *_strides(query, key, value, grad_output, grads[0]), *sizes, **options,
+            )  # fmt: skip
     return query.new_empty(0) if parts is None or bias is None else parts.sum(dim=0).to(bias.dtype)
 
 
