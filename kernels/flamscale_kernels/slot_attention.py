@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, library
 
 from flamscale_kernels import reference
 from flamscale_kernels.dispatch import Backend, is_interpreted, on_device_of, use_triton
@@ -128,7 +128,7 @@ def _unsupported(tokens: Tensor, queries: Tensor, values: Tensor | None) -> str 
     return None
 
 
-@torch.library.custom_op("flamscale_kernels::slot_attention_forward", mutates_args=())
+@library.custom_op("flamscale_kernels::slot_attention_forward", mutates_args=())
 def slot_attention_forward(
     tokens: Tensor,
     queries: Tensor,
@@ -181,7 +181,7 @@ def _(
     return _empty_results(tokens, queries, values)
 
 
-@torch.library.custom_op("flamscale_kernels::slot_attention_backward", mutates_args=())
+@library.custom_op("flamscale_kernels::slot_attention_backward", mutates_args=())
 def slot_attention_backward(
     tokens: Tensor,
     queries: Tensor,

@@ -1,14 +1,14 @@
 """Causal temporal attention: the public operation, which runs Triton kernels on CUDA and the reference elsewhere.
 
 The kernels read the tensors in the layout the model holds, rotate and add the bias on chip, and keep no logits. They
-are registered as `torch.library` operations, which torch.compile and activation checkpointing take whole.
+are registered as custom operations of torch, which torch.compile and activation checkpointing take whole.
 """
 
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, library
 
 from flamscale_kernels import reference
 from flamscale_kernels.dispatch import Backend, use_triton
@@ -122,7 +122,7 @@ def _mixed_types(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     return f"query, key and value must have one type; got {query.dtype}, {key.dtype} and {value.dtype}"
 
 
-@torch.library.custom_op("flamscale_kernels::temporal_attention", mutates_args=())
+@library.custom_op("flamscale_kernels::temporal_attention", mutates_args=())
 def _attention(
     query: Tensor,
     key: Tensor,
@@ -142,7 +142,7 @@ def _(query: Tensor, *_: Tensor | None) -> Tensor:
     return query.new_empty(query.shape)
 
 
-@torch.library.custom_op("flamscale_kernels::temporal_attention_backward", mutates_args=())
+@library.custom_op("flamscale_kernels::temporal_attention_backward", mutates_args=())
 def _attention_backward(
     query: Tensor,
     key: Tensor,
@@ -168,7 +168,7 @@ def _(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return grad_query, grad_key, grad_value, _fake_grad_bias(query, rest[4], rest[7])
 
 
-@torch.library.custom_op("flamscale_kernels::temporal_attention_packed", mutates_args=())
+@library.custom_op("flamscale_kernels::temporal_attention_packed", mutates_args=())
 def _attention_packed(
     query_key_value: Tensor,
     cos: Tensor | None,
@@ -187,7 +187,7 @@ def _(query_key_value: Tensor, *_: Tensor | None) -> Tensor:
     return query_key_value.new_empty(query_key_value.select(3, 0).shape)
 
 
-@torch.library.custom_op("flamscale_kernels::temporal_attention_packed_backward", mutates_args=())
+@library.custom_op("flamscale_kernels::temporal_attention_packed_backward", mutates_args=())
 def _attention_packed_backward(
     query_key_value: Tensor,
     cos: Tensor | None,

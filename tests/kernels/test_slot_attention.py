@@ -11,7 +11,7 @@ import pytest
 import torch
 from flamscale_kernels import reference
 from flamscale_kernels.dispatch import KernelUnavailableError
-from torch import Tensor
+from torch import Tensor, library
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -263,11 +263,11 @@ def test_operators_keep_torchs_contract(full: bool) -> None:
         inputs |= {"tokens": inputs["tokens"].unsqueeze(2), "queries": inputs["queries"].unsqueeze(1)}
     tensors = [inputs[name].requires_grad_() if name in inputs else None for name in DIFFERENTIABLE]
     arguments = (*tensors, inputs.get("token_mask"), inputs.get("token_weight"))
-    torch.library.opcheck(module.slot_attention_forward, (*arguments, 0.5, 1e-6, full))
+    library.opcheck(module.slot_attention_forward, (*arguments, 0.5, 1e-6, full))
     results = module.slot_attention_forward(*arguments, 0.5, 1e-6, full)
     detached = [None if x is None else x.detach() for x in (*arguments, *results)]
     grads = torch.ones_like(results[0]), (torch.ones_like(results[1]) if full else None)
-    torch.library.opcheck(module.slot_attention_backward, (*detached, *grads, 0.5, 1e-6, full, full))
+    library.opcheck(module.slot_attention_backward, (*detached, *grads, 0.5, 1e-6, full, full))
 
 
 def test_torch_compile_traces_forward_and_backward_whole() -> None:

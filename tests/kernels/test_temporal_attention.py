@@ -10,7 +10,7 @@ import pytest
 import torch
 from flamscale_kernels import reference
 from flamscale_kernels.dispatch import KernelUnavailableError
-from torch import Tensor
+from torch import Tensor, library
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -289,8 +289,8 @@ def test_the_operations_are_registered_as_torch_wants(case: Case) -> None:
     rest = (cos, sin, options.get("bias"), options.get("frame_mask"))
     packed = case.packed().float().requires_grad_()
     parts = [part.detach().clone().requires_grad_() for part in packed.unbind(3)]
-    torch.library.opcheck(module._attention, (*parts, *rest))
-    torch.library.opcheck(module._attention_packed, (packed, *rest))
+    library.opcheck(module._attention, (*parts, *rest))
+    library.opcheck(module._attention_packed, (packed, *rest))
 
 
 @pytest.mark.parametrize("packed", [False, True])
