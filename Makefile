@@ -11,7 +11,7 @@ ARGS ?=
 PORT ?= 8265
 BIN := .venv/bin
 INSTALLED := .venv/installed
-MANIFEST := $(if $(findstring ://,$(DATA)),,$(DATA)/manifest.json)
+MANIFEST := $(if $(findstring ://,$(DATA)),,$(DATA)/manifest.arrow)
 
 .PHONY: pretrain test
 .DELETE_ON_ERROR:

@@ -20,12 +20,22 @@ def _require(condition: bool, message: str) -> None:
 class DataConfig:
     """Which shards to read, and how."""
 
-    url: str = ""
-    """Folder or s3:// URL of the data set: the one that holds manifest.json."""
+    url: tuple[str, ...] = ()
+    """Folder or s3:// URL of the data set: the one that holds manifest.arrow; several are mixed."""
+    weights: tuple[float, ...] = ()
+    """How often each of several data sets is drawn from (any unit); if not given, by its number of clips."""
     window_shards: int = 16
     """Shards whose clips are shuffled together (count); reads stay near-sequential inside a window."""
+    num_processes: int = 0
+    """Processes that read and decode for each worker (count); 0 leaves it to a thread of the worker."""
+    decode_threads: int = 1
+    """Clips decoded at once in each of them (count)."""
     prefetch_batches: int = 2
-    """Micro-batches decoded ahead of training by a background thread (count); 0 decodes in the training thread."""
+    """Micro-batches read ahead of training by each of them (count); 0 reads in the training thread."""
+    shard_cache: str = ""
+    """Folder on local disk for copies of an object store's shards, shared by a node's workers; empty for none."""
+    shard_cache_gib: float = 64.0
+    """Size of all these copies together (GiB); the least recently used go first."""
     cache_mib: int = 0
     """Memory a worker process may fill with whole decoded samples (MiB); 0 decodes just the frames of each clip."""
     max_bad_fraction: float = 0.01
@@ -33,6 +43,21 @@ class DataConfig:
     sample always may, unless this is 0."""
 
     def __post_init__(self) -> None:
+        _require(
+            not self.weights or (len(self.weights) == len(self.url) and min(self.weights) > 0),
+            f"data.weights must be one positive number for each of the {len(self.url)} data sets, got {self.weights}.",
+        )
+        _require(
+            len(set(self.url)) == len(self.url) and all(self.url),
+            f"data.url must name each data set once, got {self.url}.",
+        )
+        _require(self.num_processes >= 0, f"data.num-processes must be 0 or more, got {self.num_processes}.")
+        _require(self.decode_threads >= 1, f"data.decode-threads must be at least 1, got {self.decode_threads}.")
+        _require(
+            self.num_processes == 0 or self.prefetch_batches >= 1,
+            f"data.num-processes {self.num_processes} needs data.prefetch-batches of at least 1, got 0.",
+        )
+        _require(self.shard_cache_gib > 0, f"data.shard-cache-gib must be above 0, got {self.shard_cache_gib}.")
         _require(self.window_shards >= 1, f"data.window-shards must be at least 1, got {self.window_shards}.")
         _require(self.prefetch_batches >= 0, f"data.prefetch-batches must be 0 or more, got {self.prefetch_batches}.")
         _require(self.cache_mib >= 0, f"data.cache-mib must be 0 or more, got {self.cache_mib}.")

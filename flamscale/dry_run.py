@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flamscale.config import PretrainConfig, StageConfig
 from flamscale.data.clips import ClipSpace
-from flamscale.data.manifest import Manifest
+from flamscale.data.mixture import Mixture
 from flamscale.models.flam import Flam
 from flamscale.models.lpips import Lpips
 from flamscale.models.tokenizer import Tokenizer
@@ -187,18 +187,18 @@ def _memory_table(sizes: dict[str, StageSize]) -> Table:
 
 def _steps(config: PretrainConfig) -> Text:
     lines = []
-    manifest = Manifest.load(config.data.url) if config.data.url else None
+    data = Mixture.load(config.data.url, config.data.weights) if config.data.url else None
     for name in ("tokenizer_stage", "flam_stage"):
         stage = getattr(config, name)
         clips = stage.num_steps * stage.global_batch
         line = f"{name}: {stage.num_steps:,} steps, {clips:,} clips, {clips * stage.clip_frames:,} frames"
-        if manifest is not None:
-            space = ClipSpace(manifest.of_split("train"), stage.clip_frames, stage.frame_stride, stage.clip_hop)
+        if data is not None:
+            space = ClipSpace(data.of_split("train"), stage.clip_frames, stage.frame_stride, stage.clip_hop)
             line += f"; {clips / space.num_clips:,.1f} epochs of {space.num_clips:,} clips"
         lines.append(line)
-    if manifest is None:
+    if data is None:
         lines.append("data: no data URL was given, so there is nothing to say of shards and epochs")
-    else:
+    for manifest in data.manifests if data else ():
         size_mib = sum(shard.size_bytes for shard in manifest.shards) / 2**20
         episodes = sum(len(shard) for shard in manifest.shards)
         lines.append(

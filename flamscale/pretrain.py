@@ -6,6 +6,7 @@ there. Knows no cluster: the same function runs in one process with a TorchEngin
 """
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +16,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from flamscale_kernels.dispatch import obstacle
 from torch import Tensor, nn
 
 from flamscale.config import PretrainConfig, StageConfig
 from flamscale.data.loader import ClipLoader
-from flamscale.data.manifest import Manifest
+from flamscale.data.mixture import Mixture
+from flamscale.data.reader import Transform
 from flamscale.data.sampling import eval_clips, median_frame
 from flamscale.errors import ConfigError
 from flamscale.models.flam import Flam
@@ -37,7 +40,6 @@ from flamscale.types import Batch
 
 MakeEngine = Callable[[nn.Module, StageConfig], Engine]
 Prepare = Callable[[Batch, int], dict[str, Tensor]]
-Transform = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Worker:
     rank: int
     world_size: int
     device: torch.device
-    manifest: Manifest
+    data: Mixture
     directory: RunDirectory
     recorder: MetricsRecorder
     command: str
@@ -97,15 +99,15 @@ def pretrain(
     reason = obstacle(device)
     if config.flam.kernels == "triton" and reason:
         raise ConfigError(f"flam.kernels asks for Triton kernels, but {reason}.")
-    manifest = check_inputs(config, write=rank == 0)
+    data = check_inputs(config, write=rank == 0)
     directory = RunDirectory(Path(config.out))
     recorder = MetricsRecorder(directory.root, enabled=rank == 0)
-    worker = Worker(config, make_engine, rank, world_size, device, manifest, directory, recorder, command)
+    worker = Worker(config, make_engine, rank, world_size, device, data, directory, recorder, command)
     try:
         with worker.timed("tokenizer_stage_s"):
             if not directory.has_tokenizer:
                 train_tokenizer(worker)
-            tokenizer = directory.load_tokenizer(config.tokenizer, manifest.hash)
+            tokenizer = directory.load_tokenizer(config.tokenizer, data.hash)
         with worker.timed("flam_stage_s"):
             flam = train_flam(worker, tokenizer)
     finally:
@@ -113,7 +115,7 @@ def pretrain(
     return None if flam is None else finish(worker, tokenizer, flam)
 
 
-def check_inputs(config: PretrainConfig, write: bool = True) -> Manifest:
+def check_inputs(config: PretrainConfig, write: bool = True) -> Mixture:
     """Checks all that can be checked before training, and returns the data set.
 
     Args:
@@ -124,20 +126,20 @@ def check_inputs(config: PretrainConfig, write: bool = True) -> Manifest:
         FlamError: the data set is missing or of another size, LPIPS weights are wanted and not there, the run
             directory is not to be written or another run's.
     """
-    manifest = Manifest.load(config.data.url)
+    data = Mixture.load(config.data.url, config.data.weights)
     size = config.tokenizer.image_size
-    if (manifest.height, manifest.width) != (size, size):
+    if (data.height, data.width) != (size, size):
         raise ConfigError(
-            f"The frames in {config.data.url} are {manifest.width} x {manifest.height} pixels, tokenizer.image-size is "
-            f"{size}; pass --tokenizer.image-size, or make shards with --size {size}."
+            f"The frames in {' '.join(config.data.url)} are {data.width} x {data.height} pixels, "
+            f"tokenizer.image-size is {size}; pass --tokenizer.image-size, or make shards with --size {size}."
         )
     for split in ("train", "validation", "test"):
-        manifest.of_split(split)
+        data.of_split(split)
     if not RunDirectory(Path(config.out)).has_tokenizer:
         load_perceptual(config)  # only to find now what would stop stage 1
     if write:
-        RunDirectory(Path(config.out)).open(config, manifest.hash)
-    return manifest
+        RunDirectory(Path(config.out)).open(config, data.hash)
+    return data
 
 
 def load_perceptual(config: PretrainConfig) -> Lpips | None:
@@ -164,14 +166,14 @@ def train_tokenizer(worker: Worker) -> None:
         perceptual.to(worker.device)
     engine = worker.make_engine(TokenizerObjective(tokenizer, stage, perceptual), stage)
     if worker.rank == 0:  # always: one that is there may be of a first try on other data
-        directory.save_median_frame(median_frame(worker.manifest))
+        directory.save_median_frame(median_frame(worker.data))
     engine.barrier()
     prepare = TokenizerInputs(directory.load_median_frame(), stage, worker.device)
     state = _train(worker, "tokenizer", engine, stage, prepare, transform=None)
     if worker.rank == 0:
         trained = Tokenizer(config.tokenizer)
         _load_part(trained, state, "tokenizer.")
-        directory.save_tokenizer(trained, worker.manifest.hash)
+        directory.save_tokenizer(trained, worker.data.hash)
     engine.barrier()
     engine.close()
 
@@ -186,10 +188,12 @@ def train_flam(worker: Worker, tokenizer: Tokenizer) -> Flam | None:
     prepare = FlamInputs(tokenizer, flam, stage, config.seed, worker.device)
     engine = worker.make_engine(FlamObjective(flam, stage), stage)
 
-    def to_indices(frames: Tensor) -> Tensor:
-        return tokenizer.encode(to_images(frames.to(worker.device))).cpu()
+    @torch.no_grad()
+    def to_indices(frames: np.ndarray) -> np.ndarray:
+        return tokenizer.encode(to_images(torch.from_numpy(frames).to(worker.device))).cpu().numpy()
 
-    state = _train(worker, "flam", engine, stage, prepare, transform=to_indices if config.data.cache_mib else None)
+    tokenize_once = config.data.cache_mib and not config.data.num_processes
+    state = _train(worker, "flam", engine, stage, prepare, transform=to_indices if tokenize_once else None)
     engine.close()
     if worker.rank != 0:
         return None
@@ -214,7 +218,7 @@ def finish(worker: Worker, tokenizer: Tokenizer, flam: Flam) -> dict[str, Any]:
     with worker.timed("evaluation_s"):
         model = FlamForWorldModeling.from_pretrained(directory.model).to(worker.device)
         clips = eval_clips(
-            worker.manifest,
+            worker.data,
             "test",
             clip_frames=config.evaluation.context_frames + config.evaluation.rollout_steps,
             frame_stride=config.evaluation.frame_stride,
@@ -257,7 +261,7 @@ def _train(
 def _loader(worker: Worker, split: str, stage: StageConfig, transform: Transform | None, seed: int) -> ClipLoader:
     data = worker.config.data
     return ClipLoader(
-        worker.manifest,
+        worker.data,
         split,
         clip_frames=stage.clip_frames,
         frame_stride=stage.frame_stride,
@@ -267,8 +271,9 @@ def _loader(worker: Worker, split: str, stage: StageConfig, transform: Transform
         rank=worker.rank,
         world_size=worker.world_size,
         seed=seed,
-        config=data if split == "train" else replace(data, prefetch_batches=0),
+        config=data if split == "train" else replace(data, num_processes=0, prefetch_batches=0),
         transform=transform,
+        node_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
     )
 
 

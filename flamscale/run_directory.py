@@ -25,7 +25,11 @@ from flamscale.training.checkpoint import CheckpointStore, read_meta
 _FREE_SECTIONS = ("out", "evaluation", "cluster")
 _FREE_SETTINGS = (
     "url",
+    "num_processes",
+    "decode_threads",
     "prefetch_batches",
+    "shard_cache",
+    "shard_cache_gib",
     "cache_mib",
     "kernels",
     "attention",

@@ -31,7 +31,7 @@ class Arguments:
     model: str
     """Folder in Hugging Face form: the model/ of a run directory."""
     data: str
-    """Folder or s3:// URL of the data set: the one that holds manifest.json."""
+    """Folder or s3:// URL of the data set: the one that holds manifest.arrow."""
     out: str
     """Folder for result.json, report.md and pictures."""
     split: Literal["test", "validation", "train"] = "test"
@@ -45,30 +45,30 @@ class Arguments:
 def main(arguments: Sequence[str]) -> None:
     """Evaluates and writes the results."""
     chosen = command_line.parse(Arguments, arguments, description=__doc__ or "")
-    from flamscale.data.manifest import Manifest
+    from flamscale.data.mixture import Mixture
     from flamscale.data.sampling import eval_clips, median_frame
     from flamscale.eval.report import headline, write_report
     from flamscale.eval.rollout import evaluate_rollouts
     from flamscale.models.huggingface import FlamForWorldModeling
 
     started = time.perf_counter()
-    manifest = Manifest.load(chosen.data)
+    data = Mixture.load([chosen.data])
     model = FlamForWorldModeling.from_pretrained(chosen.model).to(chosen.device)
     size = model.tokenizer.config.image_size
-    if (manifest.height, manifest.width) != (size, size):
+    if (data.height, data.width) != (size, size):
         raise ConfigError(
             f"The model in {chosen.model} needs frames of {size} x {size} pixels, those in {chosen.data} are "
-            f"{manifest.width} x {manifest.height}; make shards with --size {size}."
+            f"{data.width} x {data.height}; make shards with --size {size}."
         )
     config = chosen.evaluation
     clips = eval_clips(
-        manifest,
+        data,
         chosen.split,
         clip_frames=config.context_frames + config.rollout_steps,
         frame_stride=config.frame_stride,
         num_clips=config.num_clips,
     )
-    evaluation = evaluate_rollouts(model.tokenizer, model.flam, clips, median_frame(manifest), config)
+    evaluation = evaluate_rollouts(model.tokenizer, model.flam, clips, median_frame(data), config)
     result = {**evaluation.result, "timings": {"evaluation_s": time.perf_counter() - started}}
     settings = vars(chosen) | {"tokenizer": model.tokenizer.config, "flam": model.flam.config}
     command = shlex.join(["python", "recipes/evaluate.py", *sys.argv[1:]])

@@ -5,7 +5,7 @@
     python recipes/make_shards.py --source video --input videos/ --size 128 --out s3://bucket/videos
 
 Hardware: one CPU core. Time: 640 MultiGrid episodes (20,480 frames of 64x64) take about 10 s.
-Expected: a folder with manifest.json and train/, validation/ and test/ tars that any webdataset reader opens.
+Expected: a folder with manifest.arrow and train/, validation/ and test/ tars that any webdataset reader opens.
 Object stores: address and keys come from AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
 """
 
@@ -100,7 +100,7 @@ def _size(manifest: Manifest) -> str:
         split: sum(len(shard) for shard in manifest.shards if shard.split == split)
         for split in ("train", "validation", "test")
     }
-    frames = sum(int(shard.frames.sum()) for shard in manifest.shards)
+    frames = sum(int(shard.samples.frames.sum()) for shard in manifest.shards)
     size_mib = sum(shard.size_bytes for shard in manifest.shards) / 2**20
     return (
         f"{' + '.join(f'{count} {split}' for split, count in counts.items())} episodes, {frames:,} frames of "

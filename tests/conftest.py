@@ -17,11 +17,15 @@ import pytest
 import s3fs
 import torch
 from botocore.exceptions import BotoCoreError, ClientError
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 BUCKET = "shards"
 
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton's first import: its kernels then run on CPU tensors
+
+settings.register_profile("timeless", deadline=None)  # a first call imports, and others use the machine too
+settings.load_profile("timeless")
 
 torch.set_num_threads(1)  # as in the processes that tests start: sums then round alike
 

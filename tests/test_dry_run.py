@@ -61,11 +61,11 @@ def test_kept_activations_are_counted_once_and_without_parameters():
 
 
 def test_shards_and_epochs_are_told_where_there_is_data(tiny_data):
-    config = replace(PRESETS["quickstart"](), data=DataConfig(url=tiny_data))
+    config = replace(PRESETS["quickstart"](), data=DataConfig(url=(tiny_data,)))
     assert "3 shards" in described(config)
     assert "epochs of" in described(config)
 
 
 def test_a_data_url_without_data_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"no manifest\.json"):
-        described(replace(PRESETS["quickstart"](), data=DataConfig(url=str(tmp_path))))
+        described(replace(PRESETS["quickstart"](), data=DataConfig(url=(str(tmp_path),))))

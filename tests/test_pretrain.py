@@ -89,12 +89,12 @@ def test_validation_is_recorded_beside_training(finished):
 def test_the_exported_model_is_the_one_that_was_evaluated(finished, tiny_data):
     from transformers import AutoModel
 
-    from flamscale.data.manifest import Manifest
+    from flamscale.data.mixture import Mixture
     from flamscale.eval.rollout import evaluate_rollouts
 
     config, result = finished
     model = AutoModel.from_pretrained(Path(config.out) / "model")
-    clips = eval_clips(Manifest.load(tiny_data), "test", clip_frames=6, frame_stride=1, num_clips=4)
+    clips = eval_clips(Mixture.load([tiny_data]), "test", clip_frames=6, frame_stride=1, num_clips=4)
     median = RunDirectory(Path(config.out)).load_median_frame()
     again = evaluate_rollouts(model.tokenizer, model.flam, clips, median, config.evaluation).result
     assert again["rollout"]["psnr"] == pytest.approx(result["rollout"]["psnr"], abs=1e-4)
@@ -192,7 +192,7 @@ def test_a_refused_submission_leaves_the_directory_as_it_was(finished, tmp_path)
     shutil.rmtree(out / "tokenizer")  # stage 1 goes on from its checkpoint
     before = (out / "config.json").read_bytes()
     config = replace(config, out=str(out))
-    moved = replace(config, data=replace(config.data, url=make_data(str(tmp_path / "data"), seed=1)))
+    moved = replace(config, data=replace(config.data, url=(make_data(str(tmp_path / "data"), seed=1),)))
     with pytest.raises(CheckpointError, match=r"step-000012 was trained on another data set"):
         check_inputs(moved)
     with pytest.raises(
@@ -226,7 +226,7 @@ def test_a_seed_that_no_generator_takes_is_refused(seed):
 
 def test_a_directory_of_another_data_set_is_refused(finished, tmp_path):
     config, _ = finished
-    other = replace(config, data=DataConfig(url=make_data(str(tmp_path / "data"), seed=1)))
+    other = replace(config, data=DataConfig(url=(make_data(str(tmp_path / "data"), seed=1),)))
     with pytest.raises(CheckpointError, match="was trained on another data set"):
         run_tiny(other)
 

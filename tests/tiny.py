@@ -55,7 +55,7 @@ def tiny_config(url: str, out: Path, num_workers: int = 1) -> PretrainConfig:
     }
     return PretrainConfig(
         out=str(out),
-        data=DataConfig(url=url, cache_mib=16),
+        data=DataConfig(url=(url,), cache_mib=16),
         tokenizer=TokenizerConfig(
             image_size=32, downsample=8, base_channels=8, max_channels=16, num_residual_blocks=1, feature_channels=16
         ),

@@ -55,12 +55,12 @@ def parse_arguments(arguments: Sequence[str], *, description: str) -> Arguments:
 def check_places(run: PretrainConfig) -> None:
     """Raises ConfigError where the workers would look for data or write results in the wrong place."""
     if not run.data.url:
-        raise ConfigError("No data URL was given; pass --data FOLDER_OR_URL, the one that holds manifest.json.")
+        raise ConfigError("No data URL was given; pass --data FOLDER_OR_URL, the one that holds manifest.arrow.")
     if "://" in run.out:
         raise ConfigError(
             f"--out must be a folder that all workers share, got {run.out}; mount the store, or copy after."
         )
-    for flag, place in places(run).items():
+    for flag, place in places(run):
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and is_relative(place):
             raise ConfigError(
                 f"{flag} must be an absolute path in a Ray job, which runs in a copy of the working folder, got "
@@ -68,11 +68,13 @@ def check_places(run: PretrainConfig) -> None:
             )
 
 
-def places(run: PretrainConfig) -> dict[str, str]:
-    """Returns the flags that name files and folders, with what this run has there."""
-    found = {"--out": run.out, "--data.url": run.data.url}
+def places(run: PretrainConfig) -> list[tuple[str, str]]:
+    """Returns the flags that name files and folders, each with what this run has there."""
+    found = [("--out", run.out), *(("--data.url", url) for url in run.data.url)]
+    if run.data.shard_cache:
+        found.append(("--data.shard-cache", run.data.shard_cache))
     if run.tokenizer_stage.lpips_weights:
-        found["--tokenizer-stage.lpips-weights"] = run.tokenizer_stage.lpips_weights
+        found.append(("--tokenizer-stage.lpips-weights", run.tokenizer_stage.lpips_weights))
     return found
 
 

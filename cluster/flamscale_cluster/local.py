@@ -124,7 +124,7 @@ def _num_cpus(config: PretrainConfig) -> int:
 def _absolute(config: PretrainConfig) -> list[str]:
     """Flags that name files and folders by their whole paths: the job runs in a copy of this folder."""
     flags = []
-    for flag, place in places(config).items():
+    for flag, place in places(config):
         if is_relative(place):
             flags += [flag, str(Path(place).resolve())]
     return flags

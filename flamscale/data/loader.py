@@ -4,20 +4,25 @@ Global batch b is positions [b*G, (b+1)*G) of the endless order; rank r takes th
 micro-batches. The state is four values; a run that loads it continues with exactly the next global batch.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
+import numpy as np
 import torch
 
 from flamscale.config import DataConfig
 from flamscale.data.clips import ClipSpace
-from flamscale.data.manifest import Manifest
-from flamscale.data.order import ClipOrder
-from flamscale.data.prefetch import Prefetcher
-from flamscale.data.reader import GoodClips, SampleReader, Transform
+from flamscale.data.mixture import Mixture
+from flamscale.data.order import MixtureOrder
+from flamscale.data.reader import ClipReader, Findings, SampleId, Transform
+from flamscale.data.shard_cache import ShardCache
+from flamscale.data.workers import PositionReader, ReadAhead
 from flamscale.errors import ConfigError, DataError
 from flamscale.types import Batch
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,23 +43,24 @@ class ClipLoader:
     """Iterates over one rank's micro-batches; see the module's docstring and `DataConfig`.
 
     Args:
-        manifest, split: the data.
+        data, split: the data.
         clip_frames, frame_stride, clip_hop: what a clip is; see `ClipSpace`.
         global_batch: clips of one optimiser step over all ranks (count).
         micro_batch: clips handed out at once (count).
         rank, world_size: this worker, of how many.
         seed: seed of the order.
-        config: window, prefetching, cache and the share of damaged samples that is borne.
-        transform: frame-wise map of decoded frames, applied once a sample where the cache is on.
+        config: window, processes, prefetching, caches and the share of damaged samples that is borne.
+        transform: frame-wise map of decoded frames, applied once a sample where the cache is on; in this process only.
+        node_ranks: ranks that share this node's local copies of shards (count).
 
     Raises:
-        ConfigError: the batch sizes do not divide.
+        ConfigError: the batch sizes do not divide, or the shared memory is too small.
         DataError: no such split, or no sample is long enough for a clip.
     """
 
     def __init__(
         self,
-        manifest: Manifest,
+        data: Mixture,
         split: str,
         *,
         clip_frames: int,
@@ -67,37 +73,52 @@ class ClipLoader:
         seed: int,
         config: DataConfig,
         transform: Transform | None = None,
+        node_ranks: int = 1,
     ) -> None:
         if global_batch % (world_size * micro_batch) or not 0 <= rank < world_size:
             raise ConfigError(
                 f"global batch must be a multiple of micro-batch x world size = {micro_batch} x {world_size}, and rank "
                 f"below the world size, got {global_batch} and rank {rank}."
             )
-        self._space = ClipSpace(manifest.of_split(split), clip_frames, frame_stride, clip_hop)
-        self._order = ClipOrder(self._space.shard_clips, config.window_shards, seed)
-        reader = SampleReader(manifest, transform, config.cache_mib)
-        self._clips = GoodClips(self._space, reader, config.max_bad_fraction, world_size)
+        assert transform is None or config.num_processes == 0, "a transform stays in its process"
+        space = ClipSpace(data.of_split(split), clip_frames, frame_stride, clip_hop)
+        order = MixtureOrder(data.clips_of_parts(space, split), data.weights, config.window_shards, seed)
+        self._reader = ClipReader(
+            space,
+            content=data.content,
+            frame_shape=data.frame_shape,
+            cache_mib=config.cache_mib,
+            transform=transform,
+            decode_threads=config.decode_threads,
+            shard_cache=_shard_cache(config, space, node_ranks / world_size),
+        )
+        self._read = PositionReader(order, self._reader)
+        self._batch_bytes = micro_batch * clip_frames * data.frame_bytes
+        self._quarantine = Quarantine(space, config.max_bad_fraction, world_size)
+        self._config = config
         self._global_batch, self._micro_batch = global_batch, micro_batch
         self._rank, self._world_size = rank, world_size
-        self._seed, self._manifest_hash = seed, manifest.hash
-        self._prefetch_batches = config.prefetch_batches
-        self._done = 0  # positions of the endless order behind the last complete global batch handed out
-        self._stream: Iterator[tuple[Batch, int]] | None = None
-
-    @property
-    def num_clips(self) -> int:
+        self._seed, self._manifest_hash = seed, data.hash
+        self.num_clips = space.num_clips
         """Clips of one epoch, over all ranks (count)."""
-        return self._space.num_clips
+        self._done = 0  # positions of the endless order behind the last complete global batch handed out
+        self._restarts = 0
+        self._stream: ReadAhead | None = None
 
     @property
     def bad_samples(self) -> dict[str, str]:
-        """Key of each damaged sample this rank has met, with what is wrong with it."""
-        return dict(self._clips.bad_samples)
+        """Shard and key of each damaged sample this rank has met, with what is wrong with it."""
+        return dict(self._quarantine.bad_samples)
 
     @property
     def skipped_samples(self) -> int:
         """Damaged samples this rank has met (count)."""
-        return len(self._clips.bad_samples)
+        return len(self._quarantine.bad_samples)
+
+    @property
+    def restarts(self) -> int:
+        """How often processes that read for this rank died and were replaced (count)."""
+        return self._restarts + (self._stream.restarts if self._stream else 0)
 
     def state(self) -> LoaderState:
         """Returns the place after the last complete global batch handed out."""
@@ -125,19 +146,31 @@ class ClipLoader:
 
     def __next__(self) -> Batch:
         if self._stream is None:
-            produce = self._produce(self._done)
-            self._stream = Prefetcher(produce, self._prefetch_batches) if self._prefetch_batches else produce
+            self._stream = ReadAhead(
+                self._read,
+                self._micro_batches(self._done),
+                depth=self._config.prefetch_batches,
+                num_processes=self._config.num_processes,
+                batch_bytes=self._batch_bytes,
+            )
         try:
-            batch, self._done = next(self._stream)
+            positions, clips, findings = next(self._stream)
+            self._quarantine.note(findings)
         except BaseException:
             self.close()
             raise
-        return batch
+        share = self._global_batch // self._world_size
+        last_of_share = self._done + (self._rank + 1) * share - 1
+        if positions[-1] == last_of_share:
+            self._done += self._global_batch
+        video = torch.from_numpy(clips)
+        return Batch(video if clips.dtype == np.uint8 else video.long(), torch.tensor(positions, dtype=torch.int64))
 
     def close(self) -> None:
-        """Ends the background thread; iterating again goes on after the last complete global batch."""
-        if isinstance(self._stream, Prefetcher):
+        """Ends what reads ahead; iterating again goes on after the last complete global batch."""
+        if self._stream is not None:
             self._stream.close()
+            self._restarts += self._stream.restarts
         self._stream = None
 
     def __enter__(self) -> "ClipLoader":
@@ -148,20 +181,65 @@ class ClipLoader:
     ) -> None:
         self.close()
 
-    def _produce(self, start: int) -> Iterator[tuple[Batch, int]]:
-        """Yields micro-batches from position `start` on, each with the position reached once it is handed out."""
+    def _micro_batches(self, start: int) -> Iterator[list[int]]:
+        """Yields the positions of this rank's micro-batches from the global batch at `start` on."""
         share = self._global_batch // self._world_size
         while True:
-            mine = range(start + self._rank * share, start + (self._rank + 1) * share)
-            for first in range(0, share, self._micro_batch):
-                positions = mine[first : first + self._micro_batch]
-                video = torch.stack([self._read(position) for position in positions])
-                if first + self._micro_batch == share:
-                    start += self._global_batch
-                yield Batch(video, torch.tensor(list(positions), dtype=torch.int64)), start
+            first = start + self._rank * share
+            for offset in range(0, share, self._micro_batch):
+                yield list(range(first + offset, first + offset + self._micro_batch))
+            start += self._global_batch
 
-    def _read(self, position: int) -> torch.Tensor:
-        """Returns the clip at `position`, or where its sample is damaged, the next good one in the epoch's order."""
-        epoch, offset = divmod(position, self.num_clips)
-        steps = range(self.num_clips)
-        return self._clips.first(self._order.clip_at(epoch, (offset + step) % self.num_clips) for step in steps)
+
+def _shard_cache(config: DataConfig, space: ClipSpace, node_share: float) -> ShardCache | None:
+    """Returns the cache of whole shards, unless it is off, or this node needs less than half of a shard's samples."""
+    clips_a_sample = space.num_clips / sum(len(shard) for shard in space.shards)
+    read_share = 1 - (1 - min(node_share, 1)) ** clips_a_sample
+    if not config.shard_cache or read_share < 0.5:
+        return None
+    return ShardCache(config.shard_cache, int(config.shard_cache_gib * 2**30))
+
+
+class Quarantine:
+    """Keeps the damaged samples a rank has met, and ends the run when there are too many.
+
+    Args:
+        space: the clips.
+        max_bad_fraction: share of the samples this rank reads that may turn out damaged; not 0, it lets one pass.
+        world_size: ranks that share the samples (count).
+
+    Attributes:
+        bad_samples: shard and key of each, with what is wrong with it.
+    """
+
+    def __init__(self, space: ClipSpace, max_bad_fraction: float, world_size: int) -> None:
+        self.bad_samples: dict[str, str] = {}
+        self._space = space
+        self._max_bad_fraction = max_bad_fraction
+        self._share = sum(len(shard) for shard in space.shards) / world_size  # of an epoch; later ones bring others
+        self._tried: dict[int, bytearray] = {}
+        self._num_tried = 0
+
+    def note(self, findings: Findings) -> None:
+        """Takes up what a reader met; raises DataError where too many samples are damaged."""
+        for shard, sample in findings.tried:
+            marks = self._tried.setdefault(shard, bytearray(len(self._space.shards[shard])))
+            self._num_tried += not marks[sample]
+            marks[sample] = 1
+        for sample_id, reason in findings.bad.items():
+            self._add(sample_id, reason)
+
+    def _add(self, sample_id: SampleId, reason: str) -> None:
+        shard, sample = sample_id
+        key = f"{self._space.shards[shard].url}/{self._space.samples(shard).key(sample)}"
+        if key in self.bad_samples:  # another process of this rank met it too
+            return
+        self.bad_samples[key] = reason
+        _LOG.warning("Leaving out %s.", reason)
+        expected = max(self._share, self._num_tried)
+        if len(self.bad_samples) > max(self._max_bad_fraction * expected, self._max_bad_fraction > 0):
+            raise DataError(
+                f"{len(self.bad_samples)} of {expected:.0f} samples are damaged, more than the allowed share of "
+                f"{self._max_bad_fraction}, the latest being {reason}; make or copy these shards anew, or raise "
+                f"data.max-bad-fraction."
+            )

@@ -1,24 +1,31 @@
 """The one file that describes a data set: every shard with size and checksum, every sample's frames and byte ranges.
 
-In: manifest.json under the data URL, or rows from the shard writer. Out: `Manifest`, from which the clip space, the
-order and all reads follow without opening a shard.
+In: manifest.arrow under the data URL, or rows from the shard writer. Out: `Manifest`, from which the clip space, the
+order and all reads follow without opening a shard. The file is an Arrow IPC file (pandas.read_feather shows it) with a
+record batch for each shard: a local one is mapped into memory, so that opening it costs the same for any number of
+samples and all processes of a node share one copy.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
-from functools import cached_property
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from flamscale.data import storage
 from flamscale.data.episode import SPLITS
 from flamscale.errors import DataError
 
-FILE_NAME = "manifest.json"
-FORMAT = "flamscale-manifest-1"
-_DESCRIPTION = ("name", "source", "fps", "height", "width", "arguments")
+FILE_NAME = "manifest.arrow"
+VIDEO = "mp4"
+"""Column of a sample's video; the file in the tar may have another ending."""
+_FORMAT = "flamscale-manifest-2"
+_DESCRIPTION = ("name", "source", "content", "fps", "height", "width", "arguments")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,36 +38,111 @@ class Members:
     """int64 [samples], bytes."""
 
 
+class Samples:
+    """A shard's samples, as columns of one record batch; nothing is copied until it is asked for."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.batch = batch
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        keys: Sequence[str],
+        frames: Sequence[int] | np.ndarray,
+        sha256: Sequence[str],
+        members: Mapping[str, Members],
+    ) -> "Samples":
+        """Returns samples made of columns.
+
+        Args:
+            keys: name of each sample.
+            frames: video frames of each sample (count).
+            sha256: checksum of each sample's content file (hex).
+            members: by file extension (mp4, json, npz).
+        """
+        columns: dict[str, pa.Array] = {
+            "key": pa.array(keys, pa.string()),
+            "frames": pa.array(np.asarray(frames, dtype=np.int64), pa.int64()),
+            "sha256": pa.array([bytes.fromhex(value) for value in sha256], pa.binary(32)),
+        }
+        for extension in sorted(members):
+            columns[f"{extension}.offset"] = pa.array(members[extension].offsets, pa.int64())
+            columns[f"{extension}.size"] = pa.array(members[extension].sizes, pa.int64())
+        return cls(pa.RecordBatch.from_pydict(columns))
+
+    def __len__(self) -> int:
+        return self.batch.num_rows
+
+    @property
+    def keys(self) -> list[str]:
+        """Name of each sample."""
+        return self.batch.column("key").to_pylist()
+
+    def key(self, sample: int) -> str:
+        return self.batch.column("key")[sample].as_py()
+
+    @cached_property
+    def frames(self) -> np.ndarray:
+        """int64 [samples], video frames of each sample (count)."""
+        return self.batch.column("frames").to_numpy()
+
+    def sha256(self, sample: int) -> bytes:
+        """Checksum of the sample's content file (32 bytes)."""
+        return self.batch.column("sha256")[sample].as_py()
+
+    @cached_property
+    def members(self) -> dict[str, Members]:
+        """By file extension."""
+        names = [name.removesuffix(".offset") for name in self.batch.schema.names if name.endswith(".offset")]
+        columns = {name: (self.batch.column(f"{name}.offset"), self.batch.column(f"{name}.size")) for name in names}
+        return {
+            name: Members(offsets=offset.to_numpy(), sizes=size.to_numpy()) for name, (offset, size) in columns.items()
+        }
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shard:
-    """One tar, and a row for each of its samples, kept as columns."""
+    """One tar of a data set."""
 
     path: str
-    """Relative to the manifest's URL."""
+    """Relative to the manifest's URL; or a whole path or URL, where tars were indexed in place."""
     split: str
     """train, validation or test."""
     size_bytes: int
     """Size of the tar (bytes)."""
     sha256: str
     """Checksum of the tar (hex)."""
-    keys: tuple[str, ...]
-    """Name of each sample."""
-    frames: np.ndarray
-    """int64 [samples], video frames of each sample (count)."""
-    video_sha256: tuple[str, ...]
-    """Checksum of each sample's mp4 (hex)."""
-    members: dict[str, Members]
-    """By file extension (mp4, json, npz)."""
+    num_samples: int
+    """Samples in it (count)."""
+    url: str = ""
+    """Where the tar lies; set by the manifest that holds it."""
+    read: Callable[[], Samples] = field(repr=False)
+    """Returns its samples; see `samples`."""
 
-    def __post_init__(self) -> None:
-        lengths = {len(self.keys), len(self.frames), len(self.video_sha256)}
-        for columns in self.members.values():
-            lengths |= {len(columns.offsets), len(columns.sizes)}
-        if len(lengths) != 1 or "mp4" not in self.members:
-            raise ValueError(f"shard {self.path} needs an mp4 column, and all its columns equally long")
+    @classmethod
+    def of(cls, *, path: str, split: str, size_bytes: int, sha256: str, samples: Samples) -> "Shard":
+        """Returns a shard whose samples are in memory."""
+        return cls(
+            path=path,
+            split=split,
+            size_bytes=size_bytes,
+            sha256=sha256,
+            num_samples=len(samples),
+            read=partial(_same, samples),
+        )
+
+    @property
+    def samples(self) -> Samples:
+        """Its samples, from the manifest's file."""
+        return self.read()
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return self.num_samples
+
+
+def _same(samples: Samples) -> Samples:
+    return samples
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,7 +151,9 @@ class Manifest:
 
     name: str
     source: str
-    """multigrid or video."""
+    """What made it: multigrid, video, ..."""
+    content: str = VIDEO
+    """Extension of the file that is read for training: mp4, or that of pre-tokenised latents."""
     fps: float
     """Frames a second of the first sample; every sample's json holds its own."""
     height: int
@@ -84,27 +168,29 @@ class Manifest:
 
     @classmethod
     def find(cls, url: str) -> "Manifest | None":
-        """Reads URL/manifest.json if there is one.
+        """Reads URL/manifest.arrow if there is one.
 
         Raises:
             DataError: it cannot be read or understood.
         """
         address = storage.join(url, FILE_NAME)
         try:
-            text = storage.read_bytes(address, storage.FIRST_CONTACT_TIMEOUT_S)
+            source = storage.local_path(address) or storage.read_bytes(address, storage.FIRST_CONTACT_TIMEOUT_S)
+            with storage.explained("read", address, storage.locate(address)[0]):
+                return cls._parse(_ManifestFile(source), url)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        try:
-            return cls._parse(json.loads(text), url)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError) as error:  # Arrow's own errors are ValueErrors
+            if isinstance(error, DataError):
+                raise
             raise DataError(
-                f"{address} should be a {FORMAT} file and cannot be understood ({type(error).__name__}: {error}): make "
-                f"the shards anew with this version's recipes/make_shards.py."
+                f"{address} should be a {_FORMAT} file and cannot be understood ({type(error).__name__}: {error}): "
+                f"make the shards anew with this version's recipes/make_shards.py."
             ) from error
 
     @classmethod
     def load(cls, url: str) -> "Manifest":
-        """Reads URL/manifest.json.
+        """Reads URL/manifest.arrow.
 
         Raises:
             DataError: the URL is empty, holds no manifest, or one that cannot be read or understood.
@@ -122,36 +208,41 @@ class Manifest:
         return manifest
 
     @classmethod
-    def _parse(cls, content: dict[str, Any], url: str) -> "Manifest":
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']!r}")
-        shards = []
-        for row in content["shards"]:
-            members = {
-                extension: Members(**{name: np.asarray(column, dtype=np.int64) for name, column in columns.items()})
-                for extension, columns in row["members"].items()
-            }
-            columns = {name: tuple(row[name]) for name in ("keys", "video_sha256")}
-            frames = np.asarray(row["frames"], dtype=np.int64)
-            shards.append(Shard(**{**row, **columns, "frames": frames, "members": members}))
-        return cls(**{name: content[name] for name in _DESCRIPTION}, shards=tuple(shards), url=url)
+    def _parse(cls, file: "_ManifestFile", url: str) -> "Manifest":
+        content = file.header
+        if len(content["shards"]) != file.num_batches:
+            raise ValueError(f"{len(content['shards'])} shards in the header, {file.num_batches} in the file")
+        shards = tuple(
+            Shard(**row, url=storage.join(url, row["path"]), read=partial(file.samples, number))
+            for number, row in enumerate(content["shards"])
+        )
+        return cls(**{name: content[name] for name in _DESCRIPTION}, shards=shards, url=url)
 
     def save(self, url: str) -> None:
-        """Writes URL/manifest.json in one atomic step; call it last, when all shards are in place."""
-        storage.write_bytes(storage.join(url, FILE_NAME), self._to_json())
+        """Writes URL/manifest.arrow in one atomic step; call it last, when all shards are in place."""
+        batches = [shard.samples.batch for shard in self.shards]
+        schema = pa.unify_schemas([batch.schema for batch in batches])
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, schema.with_metadata({_FORMAT: self._header()})) as writer:
+            for batch in batches:
+                writer.write_batch(_with_columns(batch, schema))
+        storage.write_bytes(storage.join(url, FILE_NAME), sink.getvalue().to_pybytes())
 
-    def _to_json(self) -> bytes:
-        content: dict[str, Any] = {"format": FORMAT} | {name: getattr(self, name) for name in _DESCRIPTION}
-        content["shards"] = [
-            {**vars(shard), "members": {extension: vars(item) for extension, item in shard.members.items()}}
-            for shard in self.shards
-        ]
-        return json.dumps(content, sort_keys=True, separators=(",", ":"), default=lambda array: array.tolist()).encode()
+    def _header(self) -> bytes:
+        content: dict[str, Any] = {name: getattr(self, name) for name in _DESCRIPTION}
+        row = ("path", "split", "size_bytes", "sha256", "num_samples")
+        content["shards"] = [{name: getattr(shard, name) for name in row} for shard in self.shards]
+        return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of everything but the URL: the identity of the data set."""
-        return hashlib.sha256(self._to_json()).hexdigest()
+        """SHA-256 (hex) of what it is and of all shards' checksums, not of the URL: the identity of the data set."""
+        return hashlib.sha256(self._header()).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """The hash, or for pre-tokenised latents that of the data set they were made from."""
+        return self.hash if self.content == VIDEO else self.arguments["manifest_hash"]
 
     def of_split(self, split: str) -> tuple[Shard, ...]:
         """Returns the shards of one split, in order.
@@ -167,3 +258,36 @@ class Manifest:
                 f"all of {', '.join(SPLITS)})."
             )
         return shards
+
+
+class _ManifestFile:
+    """An open manifest.arrow; in another process it opens anew what this one has open.
+
+    Args:
+        source: path of a local file, which is mapped, or the file's bytes.
+    """
+
+    def __init__(self, source: str | bytes) -> None:
+        self._source = source
+        self._reader = pa.ipc.open_file(pa.memory_map(source) if isinstance(source, str) else pa.BufferReader(source))
+        self._lock = threading.Lock()
+        self.num_batches: int = self._reader.num_record_batches
+
+    def __reduce__(self) -> tuple[type["_ManifestFile"], tuple[str | bytes]]:
+        return _ManifestFile, (self._source,)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        return json.loads((self._reader.schema.metadata or {})[_FORMAT.encode()])
+
+    def samples(self, number: int) -> Samples:
+        with self._lock:
+            return Samples(self._reader.get_batch(number))
+
+
+def _with_columns(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Returns the batch with all columns of `schema`, those it lacks filled with 0: no such member."""
+    nothing = pa.array(np.zeros(batch.num_rows, dtype=np.int64))
+    return pa.RecordBatch.from_arrays(
+        [batch.column(name) if name in batch.schema.names else nothing for name in schema.names], schema=schema
+    )

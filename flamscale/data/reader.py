@@ -1,153 +1,328 @@
-"""Video bytes in, checked; frames out. Damaged samples are counted and remembered, and good ones take their place."""
+"""Clip numbers in, frames out: byte ranges are fetched, checked against the manifest, decoded and cut.
+
+A damaged sample costs only itself: the next candidate takes its place, and what was wrong is handed on. Reads a local
+shard by its open file, a shard of an object store from its local copy if there is one, and else by range requests, of
+which a micro-batch's are all under way at once. Knows no torch, so that worker processes start quickly.
+"""
 
 import hashlib
-import logging
+import io
+import os
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from flamscale.data import storage
-from flamscale.data.clips import ClipSpace
+from flamscale.data.clips import Clip, ClipSpace
 from flamscale.data.decode import decode_frames
-from flamscale.data.manifest import Manifest, Shard
+from flamscale.data.manifest import VIDEO
+from flamscale.data.shard_cache import ShardCache
 from flamscale.errors import DataError
 
-_LOG = logging.getLogger(__name__)
-
-Transform = Callable[[Tensor], Tensor]
+Transform = Callable[[np.ndarray], np.ndarray]
 """Maps uint8 [F, H, W, 3] frames to [F, ...], each frame for itself (for example to codebook indices [F, N])."""
+
+SampleId = tuple[int, int]
+"""Number of the shard in the clip space, number of the sample in the shard."""
+
+_MERGE_GAP_BYTES = 128 * 2**10  # ranges of one shard closer than this are read by one request
+_REQUESTS = 16  # range requests under way at once
+_OPEN_FILES = 64
 
 
 class BadSampleError(DataError):
     """One sample is damaged or missing; the data set around it may be fine."""
 
 
-def read_video(manifest: Manifest, shard: Shard, sample: int) -> bytes:
-    """Returns the mp4 of one sample by a range read.
+@dataclass(frozen=True)
+class Findings:
+    """What a reader met on its way."""
 
-    Raises:
-        BadSampleError: it is missing, cut short, or its checksum is wrong.
-        DataError: the storage cannot be reached or refuses access.
-    """
-    url, key = storage.join(manifest.url, shard.path), shard.keys[sample]
-    column = shard.members["mp4"]
-    try:
-        video = storage.read_range(url, int(column.offsets[sample]), int(column.sizes[sample]))
-    except FileNotFoundError:
-        raise BadSampleError(f"sample {key}, whose shard {url} is missing") from None
-    if hashlib.sha256(video).hexdigest() != shard.video_sha256[sample]:
-        raise BadSampleError(f"sample {key} of {url}, whose checksum is not the manifest's")
-    return video
+    tried: set[SampleId] = field(default_factory=set)
+    """Samples read, good or bad."""
+    bad: dict[SampleId, str] = field(default_factory=dict)
+    """Damaged ones, with what is wrong."""
 
 
-class SampleReader:
-    """Reads, checks, decodes and transforms clips.
-
-    Args:
-        manifest: the data set.
-        transform: applied to the decoded frames; None keeps uint8 [T, H, W, 3].
-        cache_mib: memory for whole decoded and transformed samples (MiB), least recently used out first; 0 decodes the
-            frames of each clip alone.
-    """
-
-    def __init__(self, manifest: Manifest, transform: Transform | None = None, cache_mib: int = 0) -> None:
-        self._manifest = manifest
-        self._transform = transform
-        self._cache: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
-        self._cache_limit_bytes = cache_mib * 2**20
-        self.cache_bytes = 0
-
-    def read(self, shard: Shard, sample: int, first: int, count: int, stride: int) -> Tensor:
-        """Returns `count` frames of a sample, [T, ...]. Raises as `read_video`, and BadSampleError if undecodable."""
-        if not self._cache_limit_bytes:
-            return self._decode(shard, sample, first, count, stride)
-        key = (shard.path, sample)
-        frames = self._cache.get(key)
-        if frames is None:
-            frames = self._decode(shard, sample, 0, int(shard.frames[sample]), 1)
-            self._keep(key, frames)
-        else:
-            self._cache.move_to_end(key)
-        return frames[first : first + (count - 1) * stride + 1 : stride]
-
-    def _decode(self, shard: Shard, sample: int, first: int, count: int, stride: int) -> Tensor:
-        video = read_video(self._manifest, shard, sample)
-        try:
-            frames = torch.from_numpy(decode_frames(video, first, count, stride))
-        except DataError as error:
-            url = storage.join(self._manifest.url, shard.path)
-            raise BadSampleError(f"sample {shard.keys[sample]} of {url}, of which the decoder says: {error}") from error
-        if self._transform is None:
-            return frames
-        with torch.no_grad():
-            return self._transform(frames)
-
-    def _keep(self, key: tuple[str, int], frames: Tensor) -> None:
-        self._cache[key] = frames
-        self.cache_bytes += frames.nbytes
-        while self.cache_bytes > self._cache_limit_bytes:
-            _, dropped = self._cache.popitem(last=False)
-            self.cache_bytes -= dropped.nbytes
-
-
-class GoodClips:
-    """Reads the first good one of a series of clips; keeps damaged samples in quarantine.
+class ClipReader:
+    """Reads clips of a clip space.
 
     Args:
         space: the clips.
-        reader: reads one of them.
-        max_bad_fraction: share of the samples this worker reads that may turn out damaged; not 0, it lets one pass.
-        world_size: workers that share the samples (count).
-
-    Attributes:
-        bad_samples: key of each damaged sample met, with what is wrong with it.
+        content: extension of the files read: videos, or pre-tokenised latents.
+        cache_mib: memory for whole decoded and transformed samples (MiB), least recently used out first; 0 decodes the
+            frames of each clip alone.
+        transform: applied to the decoded frames; None keeps uint8 [T, H, W, 3].
+        frame_shape: what a frame must be like, (H, W, 3) or (N,).
+        decode_threads: clips decoded at once (count).
+        shard_cache: local copies of whole shards, used where there are any.
     """
 
-    def __init__(self, space: ClipSpace, reader: SampleReader, max_bad_fraction: float, world_size: int = 1) -> None:
-        self.bad_samples: dict[str, str] = {}
+    def __init__(
+        self,
+        space: ClipSpace,
+        *,
+        content: str = VIDEO,
+        frame_shape: tuple[int, ...],
+        cache_mib: int = 0,
+        transform: Transform | None = None,
+        decode_threads: int = 1,
+        shard_cache: ShardCache | None = None,
+    ) -> None:
         self._space = space
-        self._reader = reader
-        self._num_samples = sum(len(shard) for shard in space.shards)
-        self._max_bad_fraction = max_bad_fraction
-        self._share = self._num_samples / world_size  # of an epoch; later epochs bring other samples to this worker
-        self._tried = [bytearray(len(shard)) for shard in space.shards]
+        self._content = content
+        self._frame_shape = frame_shape
+        self._transform = transform
+        self._decode_threads = decode_threads
+        self._shard_cache = shard_cache
+        self._cache: OrderedDict[SampleId, np.ndarray] = OrderedDict()
+        self._cache_limit_bytes = cache_mib * 2**20
+        self.cache_bytes = 0
+        self._bad: set[SampleId] = set()
+        self._local = {}  # path of every shard on local disk
+        for number, shard in enumerate(space.shards):
+            path = storage.local_path(shard.url)
+            if path is not None:
+                self._local[number] = path
+        self._start()
 
-    def first(self, candidates: Iterable[int]) -> Tensor:
-        """Returns the first clip [T, ...] among the numbers `candidates` whose sample is sound.
+    def _start(self) -> None:
+        self._files = _OpenFiles()
+        self._cache_lock = threading.Lock()
+        self._cancel = threading.Event()
+        self._decoders = ThreadPoolExecutor(self._decode_threads, "decode") if self._decode_threads > 1 else None
+        self._requests: ThreadPoolExecutor | None = None  # made in the process that sends some
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_files", "_cache_lock", "_cancel", "_decoders", "_requests")
+        return {name: value for name, value in vars(self).items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+    def read(self, wanted: Sequence[Iterable[int]]) -> tuple[list[np.ndarray], Findings]:
+        """Reads a clip [T, ...] for each entry of `wanted`: the first of its clip numbers whose sample is sound.
 
         Raises:
-            DataError: none is, or too many samples are damaged, or the storage cannot be reached.
+            DataError: an entry has none, or the storage cannot be reached.
         """
+        findings = Findings()
+        candidates = [iter(entry) for entry in wanted]
+        clips: dict[int, np.ndarray] = {}
+        while len(clips) < len(wanted):
+            chosen = {i: self._next_sound(candidates[i], findings) for i in range(len(wanted)) if i not in clips}
+            samples = {(clip.shard, clip.sample) for clip in chosen.values()}
+            findings.tried.update(samples)
+            contents = self._request(samples)
+            run_each = map if self._decoders is None else self._decoders.map
+            results = run_each(partial(self._read_clip, contents), chosen.values())
+            for (i, clip), result in zip(chosen.items(), results, strict=True):
+                if isinstance(result, BadSampleError):
+                    self._bad.add((clip.shard, clip.sample))
+                    findings.bad[clip.shard, clip.sample] = str(result)
+                else:
+                    clips[i] = result
+        return [clips[i] for i in range(len(wanted))], findings
+
+    def want(self, shards: Iterable[int]) -> None:
+        """Names the shards read next, so that the shard cache, if any, gets copies of those in an object store."""
+        if self._shard_cache is not None:
+            self._shard_cache.want(self._space.shards[shard] for shard in shards if shard not in self._local)
+
+    def cancel(self) -> None:
+        """Has reads under way in other threads give up at their next failure, until `close`."""
+        self._cancel.set()
+
+    def close(self) -> None:
+        """Closes files and ends threads; reading again opens them anew."""
+        for pool in (self._decoders, self._requests):
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
+        if self._shard_cache is not None:
+            self._shard_cache.close()
+        self._files.close()
+        self._start()
+
+    def _next_sound(self, candidates: Iterator[int], findings: Findings) -> Clip:
         for number in candidates:
             clip = self._space.clip(number)
-            shard = self._space.shards[clip.shard]
-            key = shard.keys[clip.sample]
-            if key in self.bad_samples:
-                continue
-            self._tried[clip.shard][clip.sample] = 1
-            try:
-                return self._reader.read(
-                    shard, clip.sample, clip.first, self._space.clip_frames, self._space.frame_stride
-                )
-            except BadSampleError as error:
-                self._quarantine(key, error)
+            if (clip.shard, clip.sample) not in self._bad:
+                return clip
+        num_samples = sum(len(shard) for shard in self._space.shards)
+        latest = next(reversed(findings.bad.values()), "unknown")
         raise DataError(
-            f"Not one of the {self._num_samples} samples of this split can be read, the latest being "
-            f"{self._latest()}; make or copy these shards anew."
+            f"Not one of the {num_samples} samples of this split can be read, the latest being {latest}; make or copy "
+            f"these shards anew."
         )
 
-    def _quarantine(self, key: str, error: BadSampleError) -> None:
-        self.bad_samples[key] = str(error)
-        _LOG.warning("Leaving out %s.", error)
-        expected = max(self._share, sum(map(sum, self._tried)))
-        if len(self.bad_samples) > max(self._max_bad_fraction * expected, self._max_bad_fraction > 0):
-            raise DataError(
-                f"{len(self.bad_samples)} of {expected:.0f} samples are damaged, more than the allowed share of "
-                f"{self._max_bad_fraction}, the latest being {self._latest()}; make or copy these shards anew, or "
-                f"raise data.max-bad-fraction."
-            ) from error
+    def _request(self, samples: set[SampleId]) -> dict[SampleId, Callable[[], bytes]]:
+        """Sends the range requests for all samples that need one; returns how to get each sample's bytes."""
+        contents: dict[SampleId, Callable[[], bytes]] = {}
+        remote: dict[int, list[tuple[int, int, SampleId]]] = {}
+        for shard, sample in samples:
+            if (shard, sample) in self._cache:
+                continue
+            member = self._space.samples(shard).members[self._content]
+            offset, size_bytes = int(member.offsets[sample]), int(member.sizes[sample])
+            if shard in self._local:
+                contents[shard, sample] = partial(self._files.read, self._local[shard], offset, size_bytes)
+            elif (copy := self._copy_of(shard)) is not None:
+                contents[shard, sample] = partial(self._read_copy, copy, offset, size_bytes)
+            else:
+                remote.setdefault(shard, []).append((offset, size_bytes, (shard, sample)))
+        if remote and self._requests is None:
+            self._requests = ThreadPoolExecutor(_REQUESTS, "range-requests")
+        for shard, ranges in remote.items():
+            for start, end, members in _merge(ranges):
+                url = self._space.shards[shard].url
+                reply = self._requests.submit(storage.read_range, url, start, end - start, self._cancel)  # type: ignore[union-attr]
+                for offset, size_bytes, sample_id in members:
+                    contents[sample_id] = partial(_part, reply, offset - start, size_bytes)
+        return contents
 
-    def _latest(self) -> str:
-        return next(reversed(self.bad_samples.values()), "unknown")
+    def _copy_of(self, shard: int) -> Path | None:
+        if self._shard_cache is None:
+            return None
+        copy = self._shard_cache.copy_of(self._space.shards[shard])
+        return copy if copy in self._files or copy.exists() else None
+
+    def _read_clip(self, contents: dict[SampleId, Callable[[], bytes]], clip: Clip) -> np.ndarray | BadSampleError:
+        """Returns the clip's frames [T, ...], or what is wrong with its sample."""
+        shard, sample_id, space = self._space.shards[clip.shard], (clip.shard, clip.sample), self._space
+        samples = space.samples(clip.shard)
+        try:
+            if not self._cache_limit_bytes:
+                content = self._content_of(clip, contents)
+                return self._decode(content, clip.first, space.clip_frames, space.frame_stride)
+            frames = self._cached(sample_id)
+            if frames is None:
+                content = self._content_of(clip, contents)
+                frames = self._decode(content, 0, int(samples.frames[clip.sample]), 1)
+                self._keep(sample_id, frames)
+            return frames[clip.first : clip.first + space.span : space.frame_stride]
+        except FileNotFoundError:
+            return BadSampleError(f"sample {samples.key(clip.sample)}, whose shard {shard.url} is missing")
+        except BadSampleError as error:
+            return BadSampleError(f"sample {samples.key(clip.sample)} of {shard.url}, {error}")
+
+    def _content_of(self, clip: Clip, contents: dict[SampleId, Callable[[], bytes]]) -> bytes:
+        """Returns the sample's file as the manifest knows it; what comes damaged from elsewhere is asked for again."""
+        samples, url = self._space.samples(clip.shard), self._space.shards[clip.shard].url
+        expected = samples.sha256(clip.sample)
+        content = contents[clip.shard, clip.sample]()
+        if hashlib.sha256(content).digest() != expected and clip.shard not in self._local:
+            member = samples.members[self._content]
+            offset, size_bytes = int(member.offsets[clip.sample]), int(member.sizes[clip.sample])
+            content = storage.read_range(url, offset, size_bytes, self._cancel)
+        if hashlib.sha256(content).digest() != expected:
+            raise BadSampleError("whose checksum is not the manifest's")
+        return content
+
+    def _read_copy(self, copy: Path, offset: int, size_bytes: int) -> bytes:
+        """Reads from a local copy; nothing, if it has gone meanwhile."""
+        try:
+            return self._files.read(copy, offset, size_bytes)
+        except FileNotFoundError:
+            return b""
+
+    def _decode(self, content: bytes, first: int, count: int, stride: int) -> np.ndarray:
+        try:
+            decode = decode_frames if self._content == VIDEO else decode_latents
+            frames = decode(content, first, count, stride)
+        except DataError as error:
+            raise BadSampleError(f"of which the decoder says: {error}") from error
+        if frames.shape[1:] != self._frame_shape:
+            raise BadSampleError(f"whose frames have the shape {frames.shape[1:]} and not {self._frame_shape}")
+        return frames if self._transform is None else self._transform(frames)
+
+    def _cached(self, sample_id: SampleId) -> np.ndarray | None:
+        with self._cache_lock:
+            frames = self._cache.get(sample_id)
+            if frames is not None:
+                self._cache.move_to_end(sample_id)
+            return frames
+
+    def _keep(self, sample_id: SampleId, frames: np.ndarray) -> None:
+        with self._cache_lock:
+            self.cache_bytes += frames.nbytes - getattr(self._cache.get(sample_id), "nbytes", 0)
+            self._cache[sample_id] = frames
+            while self.cache_bytes > self._cache_limit_bytes:
+                _, dropped = self._cache.popitem(last=False)
+                self.cache_bytes -= dropped.nbytes
+
+
+def decode_latents(content: bytes, first: int, count: int, stride: int) -> np.ndarray:
+    """Returns frames first, first + stride, ... (`count` of them) of pre-tokenised latents, integers [T, N].
+
+    Raises:
+        DataError: the bytes are no such array, or it ends before the last of these frames.
+    """
+    try:
+        latents = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"These latents cannot be read: {error}.") from error
+    frames = latents[first : first + (count - 1) * stride + 1 : stride]
+    if len(frames) != count:
+        raise DataError(f"These latents should hold {count} frames from {first} on, and only {len(frames)} are there.")
+    return frames
+
+
+def _merge(ranges: list[tuple[int, int, SampleId]]) -> Iterator[tuple[int, int, list[tuple[int, int, SampleId]]]]:
+    """Joins ranges (offset, size, sample) that lie close together; yields start, end, and the ranges inside."""
+    start = end = 0
+    inside: list[tuple[int, int, SampleId]] = []
+    for item in sorted(ranges):
+        if inside and item[0] - end > _MERGE_GAP_BYTES:
+            yield start, end, inside
+            inside = []
+        if not inside:
+            start = end = item[0]
+        end = max(end, item[0] + item[1])
+        inside.append(item)
+    yield start, end, inside
+
+
+def _part(reply: Future[bytes], start: int, size_bytes: int) -> bytes:
+    return reply.result()[start : start + size_bytes]
+
+
+class _OpenFiles:
+    """Reads ranges of local files, some of which it keeps open."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[Path | str, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, path: Path | str) -> bool:
+        return path in self._files
+
+    def read(self, path: Path | str, offset: int, size_bytes: int) -> bytes:
+        """Returns `size_bytes` bytes from `offset` on, or fewer where the file ends early.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DataError: it may not be read.
+        """
+        with self._lock:
+            file = self._files.get(path)
+            if file is None:
+                with storage.explained("read", str(path), storage.locate(str(path))[0]):
+                    file = self._files[path] = os.open(path, os.O_RDONLY)
+                if len(self._files) > _OPEN_FILES:
+                    os.close(self._files.popitem(last=False)[1])
+            else:
+                self._files.move_to_end(path)
+            return os.pread(file, size_bytes, offset)
+
+    def close(self) -> None:
+        with self._lock:
+            while self._files:
+                os.close(self._files.popitem()[1])

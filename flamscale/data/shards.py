@@ -17,7 +17,7 @@ import numpy as np
 from flamscale.data import storage
 from flamscale.data.encode import encode_frames
 from flamscale.data.episode import SPLITS, Episode
-from flamscale.data.manifest import Manifest, Members, Shard
+from flamscale.data.manifest import Manifest, Members, Samples, Shard
 from flamscale.errors import DataError
 
 
@@ -146,13 +146,10 @@ class _OpenShard:
                     members[extension] = Members(offsets=empty, sizes=empty.copy())
                 members[extension].offsets[index[key]] = item.offset_data
                 members[extension].sizes[index[key]] = item.size
-        return content, Shard(
+        return content, Shard.of(
             path=self.path,
             split=split,
             size_bytes=len(content),
             sha256=hashlib.sha256(content).hexdigest(),
-            keys=tuple(self._keys),
-            frames=np.asarray(self._frames, dtype=np.int64),
-            video_sha256=tuple(self._video_sha256),
-            members=members,
+            samples=Samples.of(keys=self._keys, frames=self._frames, sha256=self._video_sha256, members=members),
         )

@@ -7,13 +7,22 @@ address and keys come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
 import contextlib
 import errno
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    sleep_using_event,
+    stop_after_delay,
+    stop_any,
+    stop_when_event_set,
+    wait_random_exponential,
+)
 
 from flamscale.errors import DataError
 
@@ -22,19 +31,28 @@ RETRY_TIMEOUT_S = 300.0
 FIRST_CONTACT_TIMEOUT_S = 15.0
 """How long it may stay out of reach when it is first asked for: a wrong address should be told soon (seconds)."""
 
+_S3_OPTIONS = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # else it takes minutes to give up
 _Result = TypeVar("_Result")
 _Errors = tuple[type[Exception], ...]
 
 
 def join(url: str, *parts: str) -> str:
-    """Returns `url` with path parts appended."""
-    return "/".join([url.rstrip("/"), *parts])
+    """Returns `url` with path parts appended, or the parts alone where they make a whole path or URL."""
+    path = "/".join(parts)
+    return path if path.startswith("/") or "://" in path else f"{url.rstrip('/')}/{path}"
+
+
+def local_path(url: str) -> str | None:
+    """Returns the path of a local file or folder, None for an object store."""
+    fs, path = locate(url)
+    return path if isinstance(fs, LocalFileSystem) else None
 
 
 def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Returns the file system of a path or URL, and the path in it; raises DataError for a protocol it cannot speak."""
+    options = _S3_OPTIONS if url.startswith(("s3://", "s3a://")) else {}
     try:
-        return fsspec.core.url_to_fs(url)
+        return fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
         raise DataError(f"Cannot open {url}: {error}; give a local path or a URL as s3://bucket/folder.") from error
 
@@ -53,8 +71,11 @@ def read_bytes(url: str, timeout_s: float | None = None) -> bytes:
     return _attempt("read", url, lambda fs, path: fs.cat_file(path), timeout_s)
 
 
-def read_range(url: str, offset: int, size_bytes: int) -> bytes:
-    """Reads `size_bytes` bytes from `offset` on; fewer come back where the file ends early. Raises as `read_bytes`."""
+def read_range(url: str, offset: int, size_bytes: int, cancel: threading.Event | None = None) -> bytes:
+    """Reads `size_bytes` bytes from `offset` on; fewer come back where the file ends early.
+
+    Raises as `read_bytes`; once `cancel` is set, without further attempts.
+    """
 
     def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
         try:
@@ -64,7 +85,12 @@ def read_range(url: str, offset: int, size_bytes: int) -> bytes:
                 return b""
             raise
 
-    return _attempt("read", url, read)
+    return _attempt("read", url, read, cancel=cancel)
+
+
+def download(url: str, file: str, cancel: threading.Event | None = None) -> None:
+    """Copies a whole file to a local one, piece by piece; raises as `read_range`."""
+    _attempt("read", url, lambda fs, path: fs.get_file(path, file), cancel=cancel)
 
 
 def write_bytes(url: str, data: bytes, timeout_s: float | None = None) -> None:
@@ -108,14 +134,17 @@ def _attempt(
     url: str,
     action: Callable[[fsspec.AbstractFileSystem, str], _Result],
     timeout_s: float | None = None,
+    cancel: threading.Event | None = None,
 ) -> _Result:
     """Runs `action`; errors of an object store that may pass are retried with exponential back-off."""
     fs, path = locate(url)
+    cancel = cancel or threading.Event()
     passing, _ = _store_errors(fs)
     retry = Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, passing) or (bool(passing) and _busy(error))),
         wait=wait_random_exponential(multiplier=0.2, max=10.0),
-        stop=stop_after_delay(RETRY_TIMEOUT_S if timeout_s is None else timeout_s),
+        stop=stop_any(stop_when_event_set(cancel), stop_after_delay(timeout_s or RETRY_TIMEOUT_S)),
+        sleep=sleep_using_event(cancel),
         reraise=True,
     )
     with explained(verb, url, fs):
@@ -136,6 +165,8 @@ def explained(verb: str, url: str, fs: fsspec.AbstractFileSystem) -> Iterator[No
             reason = "its bucket or drive does not exist; create it first."
         elif isinstance(error, PermissionError):
             reason = "permission denied; check the folder's rights or the object store's keys."
+        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            reason = "the disk is full; free some space or choose another folder."
         else:
             reason = f"{error}; check that the address is right and reachable."
         raise DataError(f"Cannot {verb} {url}: {reason}") from error

@@ -156,7 +156,7 @@ def test_wrong_flags_are_told_before_anything_starts():
 
 def test_short_flags_stand_for_long_ones():
     chosen = parse_arguments(["--data", "/x", "--kernels=reference"], description="")
-    assert (chosen.config.data.url, chosen.config.flam.kernels) == ("/x", "reference")
+    assert (chosen.config.data.url, chosen.config.flam.kernels) == (("/x",), "reference")
 
 
 def test_a_dry_run_starts_nothing():

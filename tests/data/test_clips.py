@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flamscale.data.clips import Clip, ClipSpace
-from flamscale.data.manifest import Members, Shard
+from flamscale.data.manifest import Members, Samples, Shard
 from flamscale.errors import DataError
 
 
@@ -14,16 +14,8 @@ def _shard(frames: list[int]) -> Shard:
     """A shard of samples of these lengths; all else is of no matter here."""
     count = len(frames)
     members = {"mp4": Members(offsets=np.zeros(count, dtype=np.int64), sizes=np.zeros(count, dtype=np.int64))}
-    return Shard(
-        path="train/000000.tar",
-        split="train",
-        size_bytes=0,
-        sha256="",
-        keys=("",) * count,
-        frames=np.asarray(frames, dtype=np.int64),
-        video_sha256=("",) * count,
-        members=members,
-    )
+    samples = Samples.of(keys=[""] * count, frames=frames, sha256=["00" * 32] * count, members=members)
+    return Shard.of(path="train/000000.tar", split="train", size_bytes=0, sha256="", samples=samples)
 
 
 @given(

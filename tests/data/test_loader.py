@@ -6,30 +6,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from flamscale.config import DataConfig
 from flamscale.data.clips import ClipSpace
 from flamscale.data.decode import decode_frames
-from flamscale.data.loader import ClipLoader, LoaderState
+from flamscale.data.loader import ClipLoader, LoaderState, Quarantine
 from flamscale.data.manifest import Manifest
-from flamscale.data.reader import GoodClips, SampleReader
+from flamscale.data.mixture import Mixture
+from flamscale.data.reader import Findings, Transform
 from flamscale.errors import ConfigError, DataError
 from flamscale.types import Batch
 
 
-def _loader(manifest: Manifest, *, transform: Callable[[Tensor], Tensor] | None = None, **changes: Any) -> ClipLoader:
+def _loader(manifest: Manifest, *, transform: Transform | None = None, **changes: Any) -> ClipLoader:
     config = {name: changes.pop(name) for name in list(changes) if name in DataConfig.__dataclass_fields__}
     settings_ = {
         "clip_frames": 3, "frame_stride": 2, "clip_hop": 1, "global_batch": 12, "micro_batch": 12, "rank": 0,
         "world_size": 1, "seed": 5,
     }  # fmt: skip
     config = {"window_shards": 2, "prefetch_batches": 0, **config}
-    return ClipLoader(manifest, "train", **{**settings_, **changes}, config=DataConfig(**config), transform=transform)
+    return ClipLoader(
+        Mixture((manifest,)), "train", **{**settings_, **changes}, config=DataConfig(**config), transform=transform
+    )
 
 
 def _take(loader: ClipLoader, count: int) -> list[Batch]:
@@ -82,7 +85,7 @@ def test_global_batches_are_bit_equal_whatever_the_topology(data_set: Manifest, 
     assert torch.equal(video, other_video)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     done=st.integers(0, 20),
     before=st.sampled_from([(1, 12), (2, 3), (3, 4)]),
@@ -145,9 +148,8 @@ def test_batches_larger_than_the_data_set_run_through_several_epochs(
 
 @pytest.mark.parametrize("cache_mib", [0, 1])
 def test_a_transform_sees_frames_and_its_result_is_cut_into_clips(data_set: Manifest, cache_mib: int) -> None:
-    def first_pixel(frames: Tensor) -> Tensor:
-        assert not torch.is_grad_enabled()
-        return frames[:, 0, 0, :2].long()
+    def first_pixel(frames: np.ndarray) -> np.ndarray:
+        return frames[:, 0, 0, :2].astype(np.int64)
 
     plain, _ = _global_batches(data_set, 2)
     mapped, _ = _global_batches(data_set, 2, transform=first_pixel, cache_mib=cache_mib, prefetch_batches=1)
@@ -166,17 +168,21 @@ def test_the_cache_decodes_every_sample_once_and_stays_below_its_limit(
 
     monkeypatch.setattr("flamscale.data.reader.decode_frames", counted)
     _take(_loader(data_set, cache_mib=16), 30)
-    num_samples = sum(int((shard.frames >= 5).sum()) for shard in data_set.of_split("train"))
+    num_samples = sum(int((shard.samples.frames >= 5).sum()) for shard in data_set.of_split("train"))
     assert len(decoded) == num_samples
     decoded.clear()
 
-    def heavy(frames: Tensor) -> Tensor:
-        return frames.float().repeat(1, 1, 1, 40)  # 120 KiB a frame, of which 1 MiB holds a sample or none
+    def heavy(frames: np.ndarray) -> np.ndarray:
+        return frames.astype(np.float32).repeat(40, axis=-1)  # 120 KiB a frame, of which 1 MiB holds a sample or none
 
     loader = _loader(data_set, cache_mib=1, transform=heavy)
     _take(loader, 10)
     assert len(decoded) > num_samples
-    assert loader._clips._reader.cache_bytes <= 2**20
+    assert loader._reader.cache_bytes <= 2**20
+
+
+def _bad_keys(loader: ClipLoader) -> set[str]:
+    return {where.rpartition("/")[2] for where in loader.bad_samples}
 
 
 def _damage(manifest: Manifest, *keys: str) -> None:
@@ -184,9 +190,9 @@ def _damage(manifest: Manifest, *keys: str) -> None:
     for shard in manifest.of_split("train"):
         path = Path(manifest.url, shard.path)
         content = bytearray(path.read_bytes())
-        for index, key in enumerate(shard.keys):
+        for index, key in enumerate(shard.samples.keys):
             if key in keys:
-                content[int(shard.members["mp4"].offsets[index]) + 100] ^= 1
+                content[int(shard.samples.members["mp4"].offsets[index]) + 100] ^= 1
         path.write_bytes(content)
 
 
@@ -195,8 +201,9 @@ def test_a_damaged_sample_is_counted_and_replaced_by_the_same_clips_for_everyone
     loader = _loader(own_data_set, max_bad_fraction=0.1)
     batches = _take(loader, 30)
     assert loader.skipped_samples == 1
-    assert list(loader.bad_samples) == ["e004"]
-    assert "checksum" in loader.bad_samples["e004"]
+    ((where, reason),) = loader.bad_samples.items()
+    assert where.endswith(".tar/e004")
+    assert "checksum" in reason
     video = torch.stack([batch.video for batch in batches])
     assert 4 not in video[..., 0].unique().tolist()
     split, _ = _global_batches(
@@ -208,11 +215,11 @@ def test_a_damaged_sample_is_counted_and_replaced_by_the_same_clips_for_everyone
 def test_a_truncated_tar_costs_only_the_samples_behind_the_cut(own_data_set: Manifest) -> None:
     shard = own_data_set.of_split("train")[0]
     path = Path(own_data_set.url, shard.path)
-    path.write_bytes(path.read_bytes()[: int(shard.members["mp4"].offsets[-2]) + 10])
+    path.write_bytes(path.read_bytes()[: int(shard.samples.members["mp4"].offsets[-2]) + 10])
     loader = _loader(own_data_set, max_bad_fraction=0.5)
     _take(loader, 30)
-    assert set(loader.bad_samples) == {
-        key for key, frames in zip(shard.keys[-2:], shard.frames[-2:], strict=True) if frames >= 5
+    assert _bad_keys(loader) == {
+        key for key, frames in zip(shard.samples.keys[-2:], shard.samples.frames[-2:], strict=True) if frames >= 5
     }
 
 
@@ -221,7 +228,7 @@ def test_a_missing_shard_costs_its_samples(own_data_set: Manifest) -> None:
     Path(own_data_set.url, shard.path).unlink()
     loader = _loader(own_data_set, max_bad_fraction=0.9)
     _take(loader, 30)
-    assert set(loader.bad_samples) <= set(shard.keys)
+    assert _bad_keys(loader) <= set(shard.samples.keys)
     assert "is missing" in next(iter(loader.bad_samples.values()))
 
 
@@ -235,22 +242,16 @@ def test_too_many_damaged_samples_end_the_run_with_one_sentence(own_data_set: Ma
         _take(loader, 60)
 
 
-def test_each_of_many_workers_counts_against_its_own_share(own_data_set: Manifest) -> None:
-    first, *_ = shards = own_data_set.of_split("train")
-    _damage(own_data_set, *first.keys[:2])
-    space = ClipSpace(shards, 1, 1, 1)
-    bad, good = range(sum(first.frames[:2])), range(sum(first.frames[:2]), space.num_clips)
-
-    def make(world_size: int) -> GoodClips:
-        return GoodClips(space, SampleReader(own_data_set), max_bad_fraction=0.2, world_size=world_size)
-
-    make(1).first((*bad, *good))
+def test_each_of_many_ranks_counts_against_its_own_share(data_set: Manifest) -> None:
+    space = ClipSpace(data_set.of_split("train"), 1, 1, 1)
+    two_bad = Findings(tried={(0, 0), (0, 1)}, bad={(0, 0): "a", (0, 1): "b"})
+    Quarantine(space, max_bad_fraction=0.2, world_size=1).note(two_bad)
     with pytest.raises(DataError, match=r"^2 of 6 samples are damaged"):
-        make(4).first((*bad, *good))
-    late = make(4)
-    for number in good:  # in later epochs a worker sees the others' samples as well
-        late.first([number])
-    late.first((*bad, *good))
+        Quarantine(space, max_bad_fraction=0.2, world_size=4).note(two_bad)
+    late = Quarantine(space, max_bad_fraction=0.2, world_size=4)
+    all_samples = {(number, sample) for number, shard in enumerate(space.shards) for sample in range(len(shard))}
+    late.note(Findings(tried=all_samples))  # in later epochs a rank sees the others' samples as well
+    late.note(two_bad)
     assert len(late.bad_samples) == 2
 
 
@@ -302,11 +303,11 @@ def test_a_truncated_object_costs_only_its_samples(
     manifest = make_data_set(s3_url, (9, 9, 9, 9))
     shard = manifest.of_split("train")[0]
     address = storage.join(s3_url, shard.path)
-    storage.write_bytes(address, storage.read_bytes(address)[: int(shard.members["mp4"].offsets[-2]) + 10])
+    storage.write_bytes(address, storage.read_bytes(address)[: int(shard.samples.members["mp4"].offsets[-2]) + 10])
     loader = _loader(manifest, max_bad_fraction=0.5)
     _take(loader, 3)
     assert loader.skipped_samples
-    assert set(loader.bad_samples) <= {"e002", "e003"}
+    assert _bad_keys(loader) <= {"e002", "e003"}
 
 
 def test_batches_that_do_not_divide_are_told(data_set: Manifest) -> None:

@@ -1,6 +1,5 @@
 """The shard writer: plain WebDataset tars, the same bytes every time, and nothing half-written left behind."""
 
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +66,7 @@ def test_an_error_leaves_no_shard_and_no_manifest(tmp_path: Path) -> None:
 
 def test_a_manifest_that_cannot_be_written_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise DataError("Cannot write manifest.json: no space left.")
+        raise DataError("Cannot write manifest.arrow: no space left.")
 
     monkeypatch.setattr(Manifest, "save", refuse)
     episode = Episode(key="a", split="train", frames=np.zeros((4, 16, 16, 3), dtype=np.uint8), fps=10.0)
@@ -84,9 +83,9 @@ def test_a_source_without_episodes_is_told(tmp_path: Path) -> None:
 
 
 def test_every_file_but_the_shards_is_the_manifest(data_set: Manifest) -> None:
-    expected = {shard.path for shard in data_set.shards} | {"manifest.json"}
+    expected = {shard.path for shard in data_set.shards} | {"manifest.arrow"}
     assert set(_files(Path(data_set.url))) == expected
-    assert json.loads(Path(data_set.url, "manifest.json").read_text())["name"] == "coloured"
+    assert Manifest.load(data_set.url).name == "coloured"
 
 
 def test_splits_are_80_10_10_in_order_and_none_is_empty_from_three_episodes_on() -> None:

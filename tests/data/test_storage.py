@@ -31,7 +31,7 @@ def read_only_folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_what_is_written_is_read_whole_and_in_ranges(url: str) -> None:
-    address = storage.join(url, "deep/er", "file.bin")
+    address = storage.join(url, "deep/er/file.bin")
     storage.write_bytes(address, b"old")
     storage.write_bytes(address, bytes(range(200)))
     assert storage.read_bytes(address) == bytes(range(200))

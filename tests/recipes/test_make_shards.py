@@ -49,10 +49,10 @@ def test_the_same_command_again_says_so_and_does_nothing(
 ) -> None:
     flags = ("--source", "multigrid", "--out", tmp_path, "--episodes", 3, "--episode-frames", 4)
     assert make_shards(*flags) == 0
-    before = (tmp_path / "manifest.json").stat().st_mtime_ns
+    before = (tmp_path / "manifest.arrow").stat().st_mtime_ns
     assert make_shards(*flags) == 0
     assert "already holds this data set" in capsys.readouterr().out
-    assert (tmp_path / "manifest.json").stat().st_mtime_ns == before
+    assert (tmp_path / "manifest.arrow").stat().st_mtime_ns == before
     assert make_shards(*flags, "--seed", 1) == 2
     assert "already holds a data set made with other arguments" in capsys.readouterr().err
 

@@ -72,7 +72,7 @@ def test_help_shows_the_values_of_the_chosen_preset(capsys, recipe):
 
 @pytest.mark.parametrize("flag", [["--data", "s3://a/b"], ["--data=s3://a/b"], ["--data.url", "s3://a/b"]])
 def test_data_is_short_for_data_url(flag, recipe):
-    assert recipe.config(flag).config.data.url == "s3://a/b"
+    assert recipe.config(flag).config.data.url == ("s3://a/b",)
 
 
 def test_flags_differ_from_the_preset_where_they_say_so(recipe):

@@ -1,0 +1,238 @@
+"""Micro-batches read ahead of training, by a thread of this process or by processes of their own.
+
+In: the positions of each micro-batch, in order. Out: their clips, in the same order. Processes come from a fork server,
+which has never touched an object store's client, and write into shared memory; one that is killed is replaced, and what
+was in its hands is read again. Until they are up, the thread reads: the first batch never waits for a process to start.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import chain
+from multiprocessing.connection import Connection, wait
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import numpy as np
+
+from flamscale.data.order import MixtureOrder
+from flamscale.data.reader import ClipReader, Findings
+from flamscale.errors import ConfigError, DataError
+
+_LOG = logging.getLogger(__name__)
+_MAX_LOSSES = 3  # times that processes may die before another micro-batch comes through
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class PositionReader:
+    """Reads the clips at positions of the endless order; for a damaged one, the next sound one in that order."""
+
+    order: MixtureOrder
+    reader: ClipReader
+
+    def __call__(self, positions: Sequence[int]) -> tuple[np.ndarray, Findings]:
+        """Returns the clips [B, T, ...] and what was met on the way; raises as `ClipReader.read`."""
+        self.reader.want(self.order.shards_near(positions[0]))
+        clips, findings = self.reader.read([self.order.candidates(position) for position in positions])
+        return np.stack(clips), findings
+
+
+@dataclass
+class _Task:
+    """A micro-batch under way."""
+
+    positions: list[int]
+    future: Future
+    slot: SharedMemory | None
+    """Where a process puts it; None where the thread reads it."""
+
+
+class ReadAhead:
+    """Iterates over micro-batches: positions, clips [B, T, ...], findings.
+
+    Args:
+        read: reads one of them.
+        tasks: positions of each, without end.
+        depth: micro-batches under way for each process (count); 0 reads in the caller, when it asks.
+        num_processes: processes that read; 0 leaves it to one thread.
+        batch_bytes: size of a micro-batch (bytes).
+
+    Attributes:
+        restarts: how often processes died and were replaced (count).
+
+    Raises:
+        ConfigError: the shared memory does not hold what is read ahead.
+    """
+
+    def __init__(
+        self, read: PositionReader, tasks: Iterator[list[int]], *, depth: int, num_processes: int, batch_bytes: int
+    ) -> None:
+        self.restarts = 0
+        self._read = read
+        self._tasks = tasks
+        self._depth = depth * max(num_processes, 1)
+        self._num_processes = num_processes
+        self._pending: deque[_Task] = deque()
+        self._thread = ThreadPoolExecutor(1, "read-ahead") if depth else None
+        self._slots: list[SharedMemory] = []
+        self._processes: ProcessPoolExecutor | None = None
+        self._starting: threading.Thread | None = None
+        self._losses = 0
+        if num_processes:
+            self._slots = _allocate(self._depth, batch_bytes)
+            self._start_processes()
+        self._free = list(self._slots)
+
+    def __iter__(self) -> "ReadAhead":
+        return self
+
+    def __next__(self) -> tuple[list[int], np.ndarray, Findings]:
+        if self._thread is None:
+            positions = next(self._tasks)
+            return positions, *self._read(positions)
+        while True:
+            self._fill()
+            task = self._pending[0]
+            try:
+                clips, findings = task.future.result()
+            except BrokenProcessPool as error:
+                self._replace_processes(error)
+                continue
+            self._pending.popleft()
+            if task.slot is not None:
+                shape, dtype = clips
+                clips = np.ndarray(shape, dtype, buffer=task.slot.buf).copy()
+                self._free.append(task.slot)
+                self._losses = 0
+            return task.positions, clips, findings
+
+    def _fill(self) -> None:
+        """Hands out micro-batches, to the processes once they are up."""
+        processes = self._processes
+        limit = self._depth if processes or not self._num_processes else 1
+        while len(self._pending) < limit:
+            positions = next(self._tasks)
+            if processes is None:
+                self._pending.append(_Task(positions, self._thread.submit(self._read, positions), None))  # type: ignore[union-attr]
+                continue
+            slot = self._free.pop()
+            try:
+                future = processes.submit(_read_into, slot.name, positions)
+            except BrokenProcessPool as error:
+                future = Future()
+                future.set_exception(error)
+            self._pending.append(_Task(positions, future, slot))
+
+    def _start_processes(self) -> None:
+        def start() -> None:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
+            closing, self._open = context.Pipe(duplex=False)
+            arguments = (self._read, dict(os.environ), closing)
+            processes = ProcessPoolExecutor(self._num_processes, context, _be_worker, arguments)
+            with contextlib.suppress(BrokenProcessPool):  # the first micro-batch handed out will tell
+                for started in [processes.submit(os.getpid) for _ in range(self._num_processes)]:
+                    started.result()
+            self._processes = processes
+
+        self._starting = threading.Thread(target=start, name="start-readers", daemon=True)
+        self._starting.start()
+
+    def _replace_processes(self, error: BrokenProcessPool) -> None:
+        self.restarts += 1
+        self._losses += 1
+        _LOG.warning("A process that reads data was killed; starting %d new ones.", self._num_processes)
+        if self._losses > _MAX_LOSSES:
+            raise DataError(
+                f"The processes that read data died {self._losses} times in a row, the last time at positions from "
+                f"{self._pending[0].positions[0]} on, perhaps for want of memory: lower data.num-processes, "
+                f"data.prefetch-batches or data.cache-mib."
+            ) from error
+        self._stop_processes()
+        again = [task.positions for task in self._pending]
+        self._pending.clear()
+        self._free = list(self._slots)
+        self._tasks = chain(again, self._tasks)
+        self._start_processes()
+
+    def _stop_processes(self) -> None:
+        if self._starting is not None:
+            self._starting.join()
+        if self._processes is not None:
+            self._open.close()
+            self._processes.shutdown(cancel_futures=True)
+            self._processes = None
+
+    def close(self) -> None:
+        """Ends thread and processes, after the micro-batches they have begun."""
+        self._read.reader.cancel()
+        for task in self._pending:
+            task.future.cancel()
+        self._pending.clear()
+        self._stop_processes()
+        if self._thread is not None:
+            self._thread.shutdown()
+        self._read.reader.close()
+        for slot in self._slots:
+            slot.close()
+            slot.unlink()
+        self._slots = []
+
+
+def _allocate(count: int, size_bytes: int) -> list[SharedMemory]:
+    free_bytes = shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.exists() else None
+    if free_bytes is not None and count * size_bytes > free_bytes:
+        raise ConfigError(
+            f"Reading ahead {count} micro-batches takes {count * size_bytes / 2**20:,.0f} MiB of shared memory, and "
+            f"{_SHARED_MEMORY} has {free_bytes / 2**20:,.0f} MiB free: lower data.num-processes, data.prefetch-batches "
+            f"or the micro-batch, or enlarge it (docker run --shm-size)."
+        )
+    return [SharedMemory(create=True, size=size_bytes) for _ in range(count)]
+
+
+_worker_read: PositionReader
+_worker_slots: dict[str, SharedMemory]
+
+
+def _be_worker(read: PositionReader, environment: dict[str, str], closing: Connection) -> None:
+    """Sets up a process that reads, and has it end with the one it reads for.
+
+    Args:
+        read: reads micro-batches.
+        environment: of that process; the fork server's is as old as its first use.
+        closing: ends when what is being read is no longer wanted.
+    """
+    global _worker_read, _worker_slots
+    _worker_read, _worker_slots = read, {}
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        if closing in wait([parent.sentinel, closing]):
+            read.reader.cancel()
+            wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _read_into(slot_name: str, positions: list[int]) -> tuple[tuple[tuple[int, ...], str], Findings]:
+    """Reads a micro-batch into shared memory; returns its shape and dtype, and the findings."""
+    clips, findings = _worker_read(positions)
+    if slot_name not in _worker_slots:
+        _worker_slots[slot_name] = SharedMemory(slot_name)
+    np.copyto(np.ndarray(clips.shape, clips.dtype, buffer=_worker_slots[slot_name].buf), clips)
+    return (clips.shape, clips.dtype.str), findings
