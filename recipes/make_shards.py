@@ -8,7 +8,7 @@
 
 The last writes only the manifest: plain WebDataset tars of videos are indexed where they lie.
 Hardware: one CPU core. Time: 640 MultiGrid episodes (20,480 frames of 64x64) take about 10 s, and as many
-Procgen frames of 224x224 about 3 minutes.
+Procgen frames of 224x224 two and a half minutes.
 Expected: a folder with manifest.json and train/, validation/ and test/ tars that any webdataset reader opens.
 Object stores: address and keys come from AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
 """

@@ -1,4 +1,4 @@
-"""Episodes of three Procgen games, as in the paper's second set of experiments: frames, and what the simulator knows.
+"""Episodes of the paper's three Procgen games: frames, the player's actions, and where everything is.
 
 The engine is the original one (package procgen-mirror), on its easy levels, with restricted themes and no backgrounds.
 The paper recorded trained PPG experts; here scripted players play (`procgen_policy`), with a share of random actions.
@@ -71,9 +71,8 @@ class ProcgenSource:
 
         Labels: the player's `actions` [F-1] (the engine's 15 numbers) and `rewards` [F-1]; of N entities, the player
         first, `entity_types` [N], `entity_present` [F, N], `entity_positions` and `entity_velocities` [F, N, 2] as
-        x, y in pixels and pixels a frame.
-        info["entity_names"] says what the types stand for;
-        info["dropped_levels"] counts the levels before it that ended too soon.
+        x, y in pixels and pixels a frame. info: `entity_names` says what the types stand for, `dropped_levels` counts
+        the levels before this one that ended too soon.
         """
         make_game = _import_engine()
         for index in range(self.episodes):
