@@ -1,13 +1,17 @@
 """The recipe as a user runs it: data sets that load, exit codes, and one sentence for every mistake."""
 
 import importlib.util
+import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from flamscale.data import storage
 from flamscale.data.encode import LOSSLESS_CRF, encode_frames
 from flamscale.data.manifest import Manifest
 from flamscale.data.sources.multigrid import MultigridSource
@@ -57,6 +61,57 @@ def test_the_same_command_again_says_so_and_does_nothing(
     assert "already holds a data set made with other arguments" in capsys.readouterr().err
 
 
+def test_a_data_set_made_before_a_flag_existed_is_recognised(
+    make_shards: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--source", "multigrid", "--out", tmp_path, "--episodes", 3, "--episode-frames", 4)
+    assert make_shards(*flags) == 0
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["arguments"]["correlated_agents"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert make_shards(*flags) == 0
+    assert "already holds this data set" in capsys.readouterr().out
+    assert make_shards(*flags, "--correlated-agents", 2) == 2
+    assert "made with other arguments" in capsys.readouterr().err
+
+
+def test_procgen_shards_hold_the_players_actions_and_where_everything_is(
+    make_shards: Callable[..., int], tmp_path: Path
+) -> None:
+    flags = ("--source", "procgen", "--game", "starpilot", "--size", 64, "--episodes", 3, "--episode-frames", 8)
+    assert make_shards(*flags, "--out", tmp_path) == 0
+    manifest = Manifest.load(str(tmp_path))
+    assert (manifest.source, manifest.height, manifest.fps) == ("procgen", 64, 15.0)
+    assert [(shard.split, len(shard)) for shard in manifest.shards] == [("train", 1), ("validation", 1), ("test", 1)]
+    shard = manifest.shards[0]
+    offset, size = (int(column[0]) for column in (shard.members["npz"].offsets, shard.members["npz"].sizes))
+    labels = np.load(io.BytesIO(storage.read_range(storage.join(str(tmp_path), shard.path), offset, size)))
+    assert labels["actions"].shape == labels["rewards"].shape == (7,)
+    assert labels["entity_positions"].shape == (8, len(labels["entity_types"]), 2)
+
+
+def test_tars_of_others_are_indexed_where_they_lie(
+    make_shards: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room = ("--source", "multigrid", "--episodes", 20, "--episode-frames", 4, "--num-agents", 1)
+    assert make_shards(*room, "--out", tmp_path / "room") == 0
+    (tmp_path / "tars").mkdir()
+    content = (tmp_path / "room" / "train" / "000000.tar").read_bytes()
+    (tmp_path / "tars" / "[0].tar").write_bytes(content[:-3000])  # damages no video
+    (tmp_path / "tars" / "1.tar").write_bytes(b"<html>" * 1000)
+    capsys.readouterr()
+    flags = ("--source", "webdataset", "--input", tmp_path / "tars", "--out", tmp_path / "index")
+    assert make_shards(*flags) == 0
+    printed = capsys.readouterr()
+    assert "Wrote 14 train + 1 validation + 1 test episodes, 64 frames of 64x64, 1 shards" in printed.out
+    assert "header of the tar damaged" in printed.err
+    manifest = Manifest.load(str(tmp_path / "index"))
+    assert {shard.path for shard in manifest.shards} == {str(tmp_path / "tars" / "[0].tar")}
+    assert [path.name for path in (tmp_path / "index").iterdir()] == ["manifest.json"]
+    assert make_shards(*flags) == 0
+    assert "already holds this data set" in capsys.readouterr().out
+
+
 def test_video_shards_of_another_size(make_shards: Callable[..., int], tmp_path: Path) -> None:
     (episode,) = MultigridSource(episodes=1, episode_frames=60)
     (tmp_path / "film.mp4").write_bytes(encode_frames(episode.frames, 10.0, LOSSLESS_CRF))
@@ -80,7 +135,15 @@ def test_shards_go_to_s3_as_well(make_shards: Callable[..., int], s3_url: str) -
         (("--source", "video"), 2, "--source video needs --input"),
         (("--source", "multigrid", "--num-agents", 0), 2, "num-agents must lie between 1 and 32"),
         (("--source", "multigrid", "--shard-mib", 0), 2, "shard-mib must be at least 1"),
+        (("--source", "multigrid", "--correlated-agents", 1), 2, "correlated-agents must be 0, or lie between 2 and"),
+        (("--source", "multigrid", "--game", "leaper"), 2, "--game cannot take effect with --source multigrid"),
+        (("--source", "procgen", "--num-agents", 2), 2, "--num-agents cannot take effect with --source procgen"),
+        (("--source", "procgen", "--size", 1024), 2, "size must be an even number of pixels, 16 to 512"),
+        (("--source", "webdataset", "--input", "x", "--size", 64), 2, "--size cannot take effect with --source webdat"),
+        (("--source", "webdataset", "--input", "x", "--shard-mib", 1), 2, "--shard-mib cannot take effect with"),
+        (("--source", "webdataset"), 2, "--source webdataset needs --input"),
         (("--source", "video", "--input", "missing"), 1, "Expected video files"),
+        (("--source", "webdataset", "--input", "missing"), 1, "Expected WebDataset tars"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing_behind(
@@ -105,4 +168,4 @@ def test_help_answers_quickly_because_it_imports_nothing_heavy() -> None:
     assert "Height and width of a frame (pixels)" in result.stdout
     imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
     assert "flamscale.data.shards" in imported
-    assert not imported & {"torch", "webdataset", "multigrid", "botocore"}
+    assert not imported & {"torch", "webdataset", "multigrid", "procgen", "botocore"}

@@ -36,6 +36,8 @@ class MultigridSource:
     """Frames of one episode (count)."""
     seed: int = 0
     """Seed of starts and actions; the same seed makes the same bytes."""
+    correlated_agents: int = 0
+    """The first so many agents always act alike (count); 0 lets each act for itself."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_agents <= MAX_AGENTS:
@@ -48,6 +50,11 @@ class MultigridSource:
         for name, least in (("episodes", 1), ("episode_frames", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}.")
+        if self.correlated_agents != 0 and not 2 <= self.correlated_agents <= self.num_agents:
+            raise ConfigError(
+                f"correlated-agents must be 0, or lie between 2 and num-agents = {self.num_agents}, got "
+                f"{self.correlated_agents}."
+            )
 
     def __len__(self) -> int:
         return self.episodes
@@ -57,7 +64,8 @@ class MultigridSource:
         room = _make_room(self.num_agents)
         tiles = _Tiles(room, self.size // ROOM_TILES)
         for index in range(self.episodes):
-            actions, positions = _play(room, self.episode_frames, np.random.SeedSequence([self.seed, index]))
+            seed = np.random.SeedSequence([self.seed, index])
+            actions, positions = _play(room, self.episode_frames, seed, self.correlated_agents)
             yield Episode(
                 key=f"episode-{index:07d}",
                 split=split_of(index, self.episodes),
@@ -97,12 +105,13 @@ def _make_room(num_agents: int) -> Any:
 
 
 def _play(
-    room: Any, num_frames: int, seed: np.random.SeedSequence
+    room: Any, num_frames: int, seed: np.random.SeedSequence, correlated_agents: int
 ) -> tuple[Int64[np.ndarray, "steps agents"], Int64[np.ndarray, "F agents 3"]]:
     """Plays one episode of uniformly random actions; returns them and each agent's (x, y, direction) in every frame."""
     start_seed, action_seed = seed.generate_state(2, dtype=np.uint32)
     room.reset(seed=int(start_seed))
     actions = np.random.default_rng(action_seed).integers(0, _NUM_ACTIONS, (num_frames - 1, len(room.agents)))
+    actions[:, :correlated_agents] = actions[:, :1]
     positions = np.empty((num_frames, len(room.agents), 3), dtype=np.int64)
     for frame in range(num_frames):
         if frame:

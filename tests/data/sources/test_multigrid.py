@@ -1,5 +1,6 @@
 """MultiGrid episodes: the package's own pictures, its own rules, the same for the same seed."""
 
+import hashlib
 import sys
 
 import numpy as np
@@ -59,6 +60,25 @@ def test_an_episode_depends_on_the_seed_and_its_number_alone() -> None:
     assert (few[0].frames != few[1].frames).any()
 
 
+def test_the_defaults_make_the_bytes_they_always_made() -> None:
+    digest = hashlib.sha256()
+    for episode in MultigridSource(episodes=3, episode_frames=12, seed=5):
+        for array in (episode.frames, episode.labels["actions"], episode.labels["positions"]):
+            digest.update(array.tobytes())
+    assert digest.hexdigest() == "fdf2827fa69d842dcfeba7bbe06ea10063aa52824422cbf65ccc1efd1c07ba5e"
+
+
+def test_correlated_agents_share_their_actions_and_the_others_do_not() -> None:
+    (free,) = MultigridSource(episodes=1, num_agents=4)
+    (episode,) = MultigridSource(episodes=1, num_agents=4, correlated_agents=2)
+    actions = episode.labels["actions"]
+    np.testing.assert_array_equal(actions[:, 0], actions[:, 1])
+    assert len(np.unique(actions, axis=1).T) == 3
+    np.testing.assert_array_equal(actions[:, [0, 2, 3]], free.labels["actions"][:, [0, 2, 3]])
+    turned = np.diff(episode.labels["positions"][:, :2, 2], axis=0) % 4
+    np.testing.assert_array_equal(turned[:, 0], turned[:, 1])
+
+
 def test_coding_keeps_the_flat_colours_bit_for_bit() -> None:
     (episode,) = MultigridSource(episodes=1, size=128)
     decoded = decode_frames(encode_frames(episode.frames, episode.fps, LOSSLESS_CRF), 0, 32)
@@ -87,6 +107,8 @@ def test_a_missing_package_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPat
         ({"episodes": 0}, "episodes must be at least 1, got 0"),
         ({"episode_frames": 1}, "episode-frames must be at least 2, got 1"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"correlated_agents": 1}, "correlated-agents must be 0, or lie between 2 and num-agents = 4, got 1"),
+        ({"correlated_agents": 5}, "correlated-agents must be 0, or lie between 2 and num-agents = 4, got 5"),
     ],
 )
 def test_impossible_settings_are_told(setting: dict[str, int], message: str) -> None:
