@@ -23,7 +23,7 @@ Backend = Literal["pyav", "torchcodec", "opencv"]
 PREFERENCE: tuple[Backend, ...] = ("pyav", "torchcodec", "opencv")
 """Backends by clips a second, best first."""
 
-_MODULES: dict[Backend, str] = {"pyav": "av", "torchcodec": "torchcodec.decoders", "opencv": "cv2"}
+MODULES: dict[Backend, str] = {"pyav": "av", "torchcodec": "torchcodec", "opencv": "cv2"}
 _DECODERS: dict[Backend, Callable[[bytes, range, int], Iterator[np.ndarray]]] = {
     "pyav": decode_pyav,
     "torchcodec": decode_torchcodec,
@@ -66,8 +66,8 @@ def decode_frames(
     missing = why_unavailable(name)
     if missing:
         raise ConfigError(
-            f"The decoding backend {name} cannot be loaded ({missing}): pip install 'flamscale[decode]' (torchcodec also "
-            f"needs the system's FFmpeg), or use auto."
+            f"The decoding backend {name} cannot be loaded ({missing}): pip install 'flamscale[decode]' (torchcodec "
+            f"needs the system's FFmpeg too), or use auto."
         )
     wanted = range(first, first + (count - 1) * stride + 1, stride)
     num_decoded = 0
@@ -96,7 +96,7 @@ def best_backend() -> Backend:
 def why_unavailable(backend: Backend) -> str | None:
     """Returns the reason why `backend` cannot be loaded here, or None where it can."""
     try:
-        importlib.import_module(_MODULES[backend])
+        importlib.import_module(MODULES[backend])
     except (ImportError, OSError, RuntimeError) as error:  # torchcodec without FFmpeg's libraries: a RuntimeError
         return str(error).splitlines()[0].split(". ")[0]
     return None

@@ -55,9 +55,11 @@ def decode_pyav(video: bytes, wanted: range, num_threads: int) -> Iterator[Frame
 
 def decode_torchcodec(video: bytes, wanted: range, num_threads: int) -> Iterator[Frame]:
     """Scans the packets of the whole sample first, which makes seeking exact at any frame rate."""
-    decoders: Any = importlib.import_module("torchcodec.decoders")
+    torchcodec: Any = importlib.import_module("torchcodec")
     try:
-        decoder = decoders.VideoDecoder(video, dimension_order="NHWC", num_ffmpeg_threads=num_threads, device="cpu")
+        decoder = torchcodec.decoders.VideoDecoder(
+            video, dimension_order="NHWC", num_ffmpeg_threads=num_threads, device="cpu"
+        )
         stop = min(wanted.stop, len(decoder))
         frames = decoder.get_frames_in_range(wanted.start, stop, wanted.step).data if wanted.start < stop else []
     except (RuntimeError, ValueError) as error:
