@@ -1,11 +1,12 @@
 """Video bytes of one sample in, frames out: seeks to the keyframe before the first and decodes only what is needed.
 
 Three backends do the same work. All of them find every frame exactly, and give the same bits on our own shards (coded
-as RGB, see encode.py) and on other 8-bit video. On 10-bit video their colours differ, by 30 levels at worst.
+as RGB, see encode.py) and on other 8-bit video. On 10-bit video their colours differ, by up to 30 levels in a trial.
 
 The default, "auto", is the first of PREFERENCE that can be loaded. That is PyAV: it is always installed, and it gave
-the most clips a second in recipes/benchmark_decode.py. Being the same on every machine, it also keeps a resumed run on
-the same pixels.
+the most clips a second at GOP 16 in recipes/benchmark_decode.py: torchcodec gave 0.7 to 0.9 of it, OpenCV 0.6 to 0.8.
+OpenCV leads by up to a fifth only on whole samples and long GOPs of small frames. Being the same on every machine, PyAV
+also keeps a resumed run on the same pixels.
 """
 
 import importlib
@@ -21,7 +22,7 @@ from flamscale.errors import ConfigError, DataError
 
 Backend = Literal["pyav", "torchcodec", "opencv"]
 PREFERENCE: tuple[Backend, ...] = ("pyav", "torchcodec", "opencv")
-"""Backends by clips a second, best first."""
+"""Backends by clips a second at GOP 16, best first."""
 
 MODULES: dict[Backend, str] = {"pyav": "av", "torchcodec": "torchcodec", "opencv": "cv2"}
 _DECODERS: dict[Backend, Callable[[bytes, range, int], Iterator[np.ndarray]]] = {
@@ -49,8 +50,8 @@ def decode_frames(
         count: frames to return.
         stride: frames from one to the next.
         backend: "auto" for the best that is available.
-        num_threads: threads that decode this one clip. They pay from about 256x256 on; below, decode several clips at a
-            time instead, from threads of your own (every backend lets go of the interpreter while it decodes).
+        num_threads: threads that decode this one clip. To start them costs more than they save below about 256x256;
+            decoding several clips at a time from threads of your own comes first.
         out: array to decode into, for example a part of a batch in shared memory; a new one if not given.
 
     Returns:
