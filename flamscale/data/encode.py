@@ -19,15 +19,16 @@ NEAR_LOSSLESS_CRF = 12
 """For camera video: 45 dB and more in every frame of pedestrians at 64x64 and 128x128, at half the lossless size."""
 
 
-def encode_frames(frames: UInt8[np.ndarray, "F H W 3"], fps: float, crf: int) -> bytes:
+def encode_frames(frames: UInt8[np.ndarray, "F H W 3"], fps: float, crf: int, gop_frames: int = GOP_FRAMES) -> bytes:
     """Returns an mp4 of `frames`: no B-frames, constant frame rate, one thread.
 
     Args:
         frames: RGB.
         fps: frames a second.
         crf: constant rate factor of x264 (0 is lossless, 51 worst).
+        gop_frames: frames from one keyframe to the next.
     """
-    options = {"crf": str(crf), "preset": "medium", "bf": "0", "sc_threshold": "0", "g": str(GOP_FRAMES)}
+    options = {"crf": str(crf), "preset": "medium", "bf": "0", "sc_threshold": "0", "g": str(gop_frames)}
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream: Any = container.add_stream(  # PyAV types it by the literal name of the codec
