@@ -28,6 +28,8 @@ class DataConfig:
     """Shards whose clips are shuffled together (count); reads stay near-sequential inside a window."""
     num_processes: int = 0
     """Processes that read and decode for each worker (count); 0 leaves it to a thread of the worker."""
+    decode_backend: Literal["auto", "pyav", "torchcodec", "opencv"] = "auto"
+    """What decodes video: auto (PyAV, the fastest on short clips), or one of them; the latter two: extra decode."""
     decode_threads: int = 1
     """Clips decoded at once in each of them (count)."""
     prefetch_batches: int = 2

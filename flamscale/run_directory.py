@@ -26,6 +26,7 @@ _FREE_SECTIONS = ("out", "evaluation", "cluster")
 _FREE_SETTINGS = (
     "url",
     "num_processes",
+    "decode_backend",
     "decode_threads",
     "prefetch_batches",
     "shard_cache",

@@ -67,5 +67,5 @@ def test_shards_and_epochs_are_told_where_there_is_data(tiny_data):
 
 
 def test_a_data_url_without_data_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"no manifest\.json"):
+    with pytest.raises(DataError, match=r"no manifest\.arrow"):
         described(replace(PRESETS["quickstart"](), data=DataConfig(url=(str(tmp_path),))))

@@ -250,7 +250,7 @@ def test_frames_of_another_size_are_refused(tiny_data, tmp_path):
 
 
 def test_a_missing_data_set_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(DataError, match=r"no manifest\.json"):
+    with pytest.raises(DataError, match=r"no manifest\.arrow"):
         run_tiny(tiny_config(str(tmp_path), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

@@ -89,6 +89,7 @@ class ClipLoader:
             frame_shape=data.frame_shape,
             cache_mib=config.cache_mib,
             transform=transform,
+            decode_backend=config.decode_backend,
             decode_threads=config.decode_threads,
             shard_cache=_shard_cache(config, space, node_ranks / world_size),
         )

@@ -15,13 +15,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from flamscale.data import storage
 from flamscale.data.clips import Clip, ClipSpace
-from flamscale.data.decode import decode_frames
+from flamscale.data.decode import Backend, decode_frames
 from flamscale.data.manifest import VIDEO
 from flamscale.data.shard_cache import ShardCache
 from flamscale.errors import DataError
@@ -61,6 +61,7 @@ class ClipReader:
             frames of each clip alone.
         transform: applied to the decoded frames; None keeps uint8 [T, H, W, 3].
         frame_shape: what a frame must be like, (H, W, 3) or (N,).
+        decode_backend: see `decode_frames`.
         decode_threads: clips decoded at once (count).
         shard_cache: local copies of whole shards, used where there are any.
     """
@@ -73,6 +74,7 @@ class ClipReader:
         frame_shape: tuple[int, ...],
         cache_mib: int = 0,
         transform: Transform | None = None,
+        decode_backend: Backend | Literal["auto"] = "auto",
         decode_threads: int = 1,
         shard_cache: ShardCache | None = None,
     ) -> None:
@@ -80,6 +82,7 @@ class ClipReader:
         self._content = content
         self._frame_shape = frame_shape
         self._transform = transform
+        self._decode_backend: Backend | Literal["auto"] = decode_backend
         self._decode_threads = decode_threads
         self._shard_cache = shard_cache
         self._cache: OrderedDict[SampleId, np.ndarray] = OrderedDict()
@@ -235,8 +238,10 @@ class ClipReader:
 
     def _decode(self, content: bytes, first: int, count: int, stride: int) -> np.ndarray:
         try:
-            decode = decode_frames if self._content == VIDEO else decode_latents
-            frames = decode(content, first, count, stride)
+            if self._content == VIDEO:
+                frames = decode_frames(content, first, count, stride, backend=self._decode_backend)
+            else:
+                frames = decode_latents(content, first, count, stride)
         except DataError as error:
             raise BadSampleError(f"of which the decoder says: {error}") from error
         if frames.shape[1:] != self._frame_shape:

@@ -162,9 +162,9 @@ def test_the_cache_decodes_every_sample_once_and_stays_below_its_limit(
 ) -> None:
     decoded: list[int] = []
 
-    def counted(video: bytes, first: int, count: int, stride: int = 1) -> Any:
+    def counted(video: bytes, first: int, count: int, stride: int, backend: Any) -> Any:
         decoded.append(count)
-        return decode_frames(video, first, count, stride)
+        return decode_frames(video, first, count, stride, backend=backend)
 
     monkeypatch.setattr("flamscale.data.reader.decode_frames", counted)
     _take(_loader(data_set, cache_mib=16), 30)
@@ -267,7 +267,7 @@ def test_a_single_damaged_sample_never_ends_a_run_that_tolerates_any(own_data_se
 def test_a_video_that_cannot_be_decoded_is_a_damaged_sample(
     own_data_set: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def undecodable(*_: Any) -> Any:
+    def undecodable(*_: Any, **__: Any) -> Any:
         raise DataError("This video cannot be decoded: no.")
 
     monkeypatch.setattr("flamscale.data.reader.decode_frames", undecodable)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,9 +65,9 @@ def test_a_data_set_made_before_a_flag_existed_is_recognised(
 ) -> None:
     flags = ("--source", "multigrid", "--out", tmp_path, "--episodes", 3, "--episode-frames", 4)
     assert make_shards(*flags) == 0
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    del manifest["arguments"]["correlated_agents"]
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    manifest = Manifest.load(str(tmp_path))
+    assert manifest.arguments.pop("correlated_agents") == 0
+    manifest.save(str(tmp_path))
     assert make_shards(*flags) == 0
     assert "already holds this data set" in capsys.readouterr().out
     assert make_shards(*flags, "--correlated-agents", 2) == 2
@@ -84,7 +83,9 @@ def test_procgen_shards_hold_the_players_actions_and_where_everything_is(
     assert (manifest.source, manifest.height, manifest.fps) == ("procgen", 64, 15.0)
     assert [(shard.split, len(shard)) for shard in manifest.shards] == [("train", 1), ("validation", 1), ("test", 1)]
     shard = manifest.shards[0]
-    offset, size = (int(column[0]) for column in (shard.members["npz"].offsets, shard.members["npz"].sizes))
+    offset, size = (
+        int(column[0]) for column in (shard.samples.members["npz"].offsets, shard.samples.members["npz"].sizes)
+    )
     labels = np.load(io.BytesIO(storage.read_range(storage.join(str(tmp_path), shard.path), offset, size)))
     assert labels["actions"].shape == labels["rewards"].shape == (7,)
     assert labels["entity_positions"].shape == (8, len(labels["entity_types"]), 2)
@@ -107,7 +108,7 @@ def test_tars_of_others_are_indexed_where_they_lie(
     assert "header of the tar damaged" in printed.err
     manifest = Manifest.load(str(tmp_path / "index"))
     assert {shard.path for shard in manifest.shards} == {str(tmp_path / "tars" / "[0].tar")}
-    assert [path.name for path in (tmp_path / "index").iterdir()] == ["manifest.json"]
+    assert [path.name for path in (tmp_path / "index").iterdir()] == ["manifest.arrow"]
     assert make_shards(*flags) == 0
     assert "already holds this data set" in capsys.readouterr().out
 
