@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,16 @@ def test_clips_hold_the_frames_they_should(data_set: Manifest) -> None:
         {"world_size": 4, "micro_batch": 1},
         {"prefetch_batches": 3},
         {"cache_mib": 1, "prefetch_batches": 1, "world_size": 2, "micro_batch": 3},
+        {"decode_threads": 3},
+        {"decode_threads": 2, "cache_mib": 1},
+        {
+            "num_processes": 1,
+            "prefetch_batches": 1,
+            "decode_threads": 2,
+            "cache_mib": 1,
+            "world_size": 2,
+            "micro_batch": 6,
+        },
     ],
 )
 def test_global_batches_are_bit_equal_whatever_the_topology(data_set: Manifest, topology: dict[str, int]) -> None:
@@ -83,6 +94,70 @@ def test_global_batches_are_bit_equal_whatever_the_topology(data_set: Manifest, 
     assert torch.equal(positions.flatten(), torch.arange(30 * 12))
     assert torch.equal(positions, other_positions)
     assert torch.equal(video, other_video)
+
+
+_BATCHES = st.sampled_from([48, 60, 64, 72])
+
+
+@st.composite
+def _topologies(draw: st.DrawFn, global_batch: int) -> tuple[int, int]:
+    """World size up to 64 and micro-batch that divide a global batch; what is left is accumulation."""
+    world_size = draw(st.sampled_from([size for size in range(1, 65) if global_batch % size == 0]))
+    share = global_batch // world_size
+    return world_size, draw(st.sampled_from([size for size in range(1, share + 1) if share % size == 0]))
+
+
+def _sequence(data: Mixture, global_batch: int, topology: tuple[int, int], state: Any, num_batches: int) -> Any:
+    """Returns clip numbers of the global batches after `state`, put together from all ranks, and the state then."""
+    world_size, micro_batch = topology
+    config = DataConfig(url=tuple(map(str, range(len(data.manifests)))), weights=data.weights, window_shards=2)
+    shares = []
+    for rank in range(world_size):
+        loader = ClipLoader(
+            data, "train", clip_frames=3, frame_stride=1, clip_hop=1, global_batch=global_batch, rank=rank, seed=5,
+            micro_batch=micro_batch, world_size=world_size, config=replace(config, prefetch_batches=0),
+        )  # fmt: skip
+        loader._stream = _NumbersOnly(loader)
+        if state is not None:
+            loader._done = state.epoch * loader.num_clips + state.position
+        batches = _take(loader, num_batches * global_batch // world_size // micro_batch)
+        shares.append(torch.cat([batch.video for batch in batches]).reshape(num_batches, -1))
+    return torch.cat(shares, dim=1).tolist(), loader.state()
+
+
+class _NumbersOnly:
+    """Stands in for `ReadAhead`: the number of each clip instead of its frames."""
+
+    def __init__(self, loader: ClipLoader) -> None:
+        self._loader = loader
+        self._tasks: Any = None
+
+    def __next__(self) -> tuple[list[int], np.ndarray, Findings]:
+        self._tasks = self._tasks or self._loader._micro_batches(self._loader._done)
+        positions = next(self._tasks)
+        order = self._loader._read.order
+        return positions, np.array([next(order.candidates(position)) for position in positions]), Findings()
+
+
+@settings(max_examples=25)
+@given(st.data(), _BATCHES, st.booleans(), st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_a_run_that_changes_its_world_size_sees_every_batch_of_an_undisturbed_one(
+    data_set: Manifest, data: st.DataObject, global_batch: int, is_mixed: bool, moves: list[int]
+) -> None:
+    mixture = Mixture((data_set, data_set), (0.7, 0.3)) if is_mixed else Mixture((data_set,))
+    expected, end = _sequence(mixture, global_batch, (1, global_batch), None, sum(moves))
+    found, state = [], None
+    for num_batches in moves:
+        topology = data.draw(_topologies(global_batch))
+        batches, state = _sequence(mixture, global_batch, topology, state, num_batches)
+        found += batches
+    assert found == expected
+    assert state == end
+    size = sum(int((shard.samples.frames - 2).clip(0).sum()) for shard in data_set.of_split("train"))
+    if not is_mixed:  # each clip once an epoch
+        clips = [clip for batch in found for clip in batch]
+        for first in range(0, len(clips) - size + 1, size):
+            assert sorted(clips[first : first + size]) == list(range(size))
 
 
 @settings(max_examples=8)
