@@ -7,7 +7,6 @@ resumes the run; with other settings it is refused.
 import dataclasses
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from flamscale.training.checkpoint import CheckpointStore, read_meta
 
 _FREE_SECTIONS = ("out", "evaluation", "cluster")
 _FREE_SETTINGS = (
+    "micro_batch",
     "url",
     "num_processes",
     "decode_backend",
@@ -81,7 +81,7 @@ class RunDirectory:
 
         Raises:
             ConfigError: it cannot be written, or holds a run with other settings.
-            CheckpointError: it holds a run on another data set, or whose newest checkpoint other workers wrote.
+            CheckpointError: it holds a run on another data set.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ class RunDirectory:
         if self.has_tokenizer or any(self.root.glob("checkpoints/*/step-*")):
             if self.config.exists():
                 self._check_same_run(config)
-            self._check_same_data_and_workers(config, manifest_hash)
+            self._check_same_data(config, manifest_hash)
         storage.write_bytes(str(self.config), to_json(config).encode())
 
     def _check_same_run(self, config: PretrainConfig) -> None:
@@ -112,27 +112,18 @@ class RunDirectory:
                 "choose another --out, use its settings, or delete it."
             )
 
-    def _check_same_data_and_workers(self, config: PretrainConfig, manifest_hash: str) -> None:
+    def _check_same_data(self, config: PretrainConfig, manifest_hash: str) -> None:
         """Checks what the run would find out later, where it goes on from the tokenizer and the newest checkpoint."""
         if self.has_tokenizer:
             self._check_tokenizer(config.tokenizer, manifest_hash)
         newest = CheckpointStore(self.checkpoints("flam" if self.has_tokenizer else "tokenizer"), keep=1).latest()
         if newest is None:
             return
-        meta, cluster = read_meta(newest), config.cluster
-        there = meta["loader_state"]["manifest_hash"]
+        there = read_meta(newest)["loader_state"]["manifest_hash"]
         if there != manifest_hash:
             raise CheckpointError(
                 f"The checkpoint {newest} was trained on another data set (manifest {there[:12]}, now "
                 f"{manifest_hash[:12]}); choose another --out, or the data it was trained on."
-            )
-        zero = re.search(r"zero-(\d)", meta["layout"])  # without it a single process wrote the checkpoint
-        zero_stage = int(zero.group(1)) if zero else cluster.zero_stage
-        if (meta["world_size"], zero_stage) != (cluster.num_workers, cluster.zero_stage):
-            raise CheckpointError(
-                f"The checkpoint {newest} was written by {meta['world_size']} worker(s) with {meta['layout']}, this "
-                f"run has {cluster.num_workers} with ZeRO stage {cluster.zero_stage}; pass the same "
-                "--cluster.num-workers and --cluster.zero-stage, or choose another --out."
             )
 
     def save_tokenizer(self, tokenizer: Tokenizer, manifest_hash: str) -> None:

@@ -19,11 +19,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flamscale.config import StageConfig, check_batch_split
-from flamscale.errors import CheckpointError, ConfigError
+from flamscale.errors import ConfigError
 from flamscale.training.engine import clip_gradients, stack_scalars, with_loss
+from flamscale.training.engine_state import (
+    MOMENTS,
+    check_frozen,
+    key,
+    open_state,
+    read_frozen,
+    trainable,
+    write_frozen,
+    write_state,
+)
 from flamscale.training.optimizer import build_optimizer, set_learning_rate
-
-_TAG = "zero"  # folder of DeepSpeed's files inside a checkpoint
 
 
 class ZeroEngine:
@@ -42,7 +50,6 @@ class ZeroEngine:
         check_batch_split(config, self.world_size, "stage")
         torch.manual_seed(seed + self.rank)
         self.module = objective.to(self.device)
-        self.layout = f"deepspeed zero-{zero_stage} {config.precision}"
         self.zero_stage = zero_stage
         self._config = config
         self._accumulation = config.global_batch // (config.micro_batch * self.world_size)
@@ -57,7 +64,8 @@ class ZeroEngine:
                 dist_init_required=False,
             )
         self._gathered = deepspeed.zero.GatheredParameters
-        self._engine.checkpoint_engine.load = _load_tensors
+        for buffer in self.module.buffers():  # DeepSpeed does the same for parameters
+            dist.broadcast(buffer, src=0)
 
     def forward_backward(self, inputs: dict[str, Tensor], accumulation: int) -> dict[str, Tensor]:
         if accumulation != self._accumulation:
@@ -98,16 +106,105 @@ class ZeroEngine:
         dist.barrier(device_ids=[self.device.index or 0] if self.device.type == "cuda" else None)
 
     def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
-        self.barrier()
+        if not self._torch_optimizer.state:  # before the first step
+            self._prepare_moments(torch.zeros(()))
+        self._link_moments()
+        parameters, tensors = trainable(self.module), {}
+        for index, (name, parameter) in enumerate(parameters.items()):
+            for part in ("parameter", *MOMENTS):
+                whole = self._gather(parameter, part)  # by all processes, one tensor at a time
+                if index % self.world_size == self.rank:
+                    tensors[key(part, name)] = whole.to("cpu", copy=True)
+        write_state(folder, self.rank, tensors, next(iter(self._torch_optimizer.state.values()))["step"])
+        frozen = self._frozen()
         if self.rank == 0:
-            for script in folder.rglob("*.py"):  # copies of DeepSpeed's converters, which belong to no checkpoint
-                script.unlink()
+            write_frozen(folder, frozen)
 
     def load(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
-        if path is None:
-            raise CheckpointError(f"Expected DeepSpeed's files in {folder / _TAG}, found none; delete that checkpoint.")
+        parameters, frozen = trainable(self.module), read_frozen(folder)
+        with open_state(folder) as read:
+            self._prepare_moments(read.step)
+            self._link_moments()
+            for name, parameter in parameters.items():
+                for part in ("parameter", *MOMENTS):
+                    self._scatter(parameter, part, read(key(part, name)).to(self.device))
+        if self.zero_stage in (1, 2):
+            self._engine.optimizer.update_lp_params()
+        state = self.module.state_dict(keep_vars=True)
+        for name, value in frozen.items():
+            self._set_whole(state[name], value)
+        check_frozen(self._frozen(), frozen, folder)
+
+    def _gather(self, parameter: nn.Parameter, part: str) -> Tensor:
+        """Returns a whole parameter or moment on every process."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if self.zero_stage == 0:
+            return parameter.detach() if part == "parameter" else self._torch_optimizer.state[parameter][part]
+        if part == "parameter":
+            return safe_get_full_fp32_param(parameter)
+        return safe_get_full_optimizer_state(parameter, part)
+
+    def _scatter(self, parameter: nn.Parameter, part: str, whole: Tensor) -> None:
+        """Keeps this process's share of a whole parameter or moment."""
+        import deepspeed.utils as ds
+
+        is_parameter = part == "parameter"
+        if self.zero_stage == 0:
+            target = parameter.data if is_parameter else self._torch_optimizer.state[parameter][part]
+            target.copy_(whole)
+        elif self.zero_stage < 3:
+            if is_parameter:
+                ds.safe_set_full_fp32_param(parameter, whole)
+            else:
+                ds.safe_set_full_optimizer_state(parameter, whole, part)
+        else:
+            share_size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+            padding = share_size * self.world_size - whole.numel()
+            share = nn.functional.pad(whole.flatten(), (0, padding)).narrow(0, share_size * self.rank, share_size)
+            if is_parameter:
+                ds.safe_set_local_fp32_param(parameter, share)
+                self._set_whole(parameter, whole)
+            else:
+                ds.safe_set_local_optimizer_state(parameter, share, part)
+
+    def _prepare_moments(self, step: Tensor) -> None:
+        """Gives the optimiser the state it would else make in its first step."""
+        optimizer = self._engine.optimizer
+        flat = {
+            0: list(trainable(self.module).values()),
+            1: getattr(optimizer, "single_partition_of_fp32_groups", []),
+            2: getattr(optimizer, "single_partition_of_fp32_groups", []),
+            3: getattr(optimizer, "fp32_partitioned_groups_flat", []),
+        }[self.zero_stage]
+        for tensor in flat:
+            moments = {moment: torch.zeros_like(tensor) for moment in MOMENTS}
+            self._torch_optimizer.state[tensor] = moments | {"step": step.to(tensor.device, copy=True)}
+
+    def _link_moments(self) -> None:
+        """Has stages 1 and 2 find each parameter's moments; DeepSpeed looks when only the first group has any."""
+        if self.zero_stage in (1, 2):
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    @property
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+
+    def _frozen(self) -> dict[str, Tensor]:
+        """Returns buffers and frozen parameters, whole, on every process."""
+        frozen: dict[str, Tensor] = {}
+        parameters = trainable(self.module)
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
+            if name not in parameters:
+                with self._gathered([tensor], enabled=hasattr(tensor, "ds_id")):
+                    frozen[name] = tensor.detach().clone()
+        return frozen
+
+    def _set_whole(self, tensor: Tensor, value: Tensor) -> None:
+        with torch.no_grad(), self._gathered([tensor], modifier_rank=0, enabled=hasattr(tensor, "ds_id")):
+            if self.rank == 0 or not hasattr(tensor, "ds_id"):
+                tensor.data.copy_(value)
 
     def full_state_dict(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
@@ -146,7 +243,6 @@ def deepspeed_config(config: StageConfig, zero_stage: int, accumulation: int, de
         "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": sys.maxsize,
         "timers": {"throughput": {"enabled": False}},
-        "checkpoint": {"tag_validation": "Ignore"},
     }
 
 
@@ -177,13 +273,3 @@ def _import_deepspeed(device: torch.device) -> Any:
         # Preset what DeepSpeed would otherwise find out by running compilers; without effect where it is unknown.
         vars(deepspeed.ops).setdefault("__compatible_ops__", collections.defaultdict(bool))
     return deepspeed
-
-
-def _load_tensors(path: str, map_location: Any = None) -> Any:
-    """Takes the place of DeepSpeed's reader, which unpickles anything: tensors and three of its own classes only."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-        return torch.load(path, map_location=map_location, weights_only=True)

@@ -72,6 +72,7 @@ class CheckpointStore:
             if engine.rank == 0:
                 meta = self._describe(engine, extra) | {
                     "step": step,
+                    "world_size": engine.world_size,
                     "loader_state": dataclasses.asdict(loader_state),
                     "versions": _versions(),
                     "files": _merge_hashes(partial),
@@ -93,7 +94,7 @@ class CheckpointStore:
             Where to go on, or None where no checkpoint is committed.
 
         Raises:
-            CheckpointError: The checkpoint is damaged, or of another model, data set, world size or kind of engine.
+            CheckpointError: The checkpoint is damaged, or of another model or data set.
         """
         if engine.rank == 0:
             self._remove_uncommitted()
@@ -106,13 +107,12 @@ class CheckpointStore:
         self._check_same(path, meta, engine, loader_state, extra)
         _check_files(path, meta["files"], engine)
         engine.load(path)
-        _set_random_state(load_file(path / f"random-{engine.rank:05d}.safetensors"), engine.device)
+        if meta["world_size"] == engine.world_size:  # else each process keeps the state its seed and rank gave it
+            _set_random_state(load_file(path / f"random-{engine.rank:05d}.safetensors"), engine.device)
         return Resumed(meta["step"], dataclasses.replace(loader_state, **meta["loader_state"]))
 
     def _describe(self, engine: Engine, extra: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "layout": engine.layout,
-            "world_size": engine.world_size,
             "parameters": _parameter_summary(engine.module),
             "settings": _flatten(extra),
         }
@@ -138,11 +138,6 @@ class CheckpointStore:
             raise CheckpointError(
                 f"Expected a checkpoint of the data set with manifest hash {expected[:12]}, found one of {found[:12]} "
                 f"in {path}; go on with the data it was made with, or choose another output directory."
-            )
-        if here["world_size"] != meta["world_size"] or here["layout"] != meta["layout"]:
-            raise CheckpointError(
-                f"Expected a checkpoint of {_workers(here)}, found one of {_workers(meta)} in {path}; go on with as "
-                "many workers, the same ZeRO stage and precision, or choose another output directory."
             )
 
     def _check_shared(self, path: Path | None, engine: Engine) -> None:
@@ -171,10 +166,6 @@ class CheckpointStore:
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
-
-
-def _workers(meta: Mapping[str, Any]) -> str:
-    return f"{meta['world_size']} worker{'s' * (meta['world_size'] != 1)} with {meta['layout']}"
 
 
 def _parameter_summary(module: torch.nn.Module) -> str:

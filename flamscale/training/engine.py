@@ -13,6 +13,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flamscale.config import StageConfig
+from flamscale.training.engine_state import (
+    MOMENTS,
+    check_frozen,
+    key,
+    open_state,
+    read_frozen,
+    trainable,
+    write_frozen,
+    write_state,
+)
 from flamscale.training.optimizer import build_optimizer, set_learning_rate
 
 
@@ -25,8 +35,6 @@ class Engine(Protocol):
     device: torch.device
     module: nn.Module
     """The objective; with ZeRO-3 its parameters are whole only inside forward."""
-    layout: str
-    """How `save` cuts up the state ("torch fp32"); `load` reads only its own layout at its own world size."""
 
     def forward_backward(self, inputs: dict[str, Tensor], accumulation: int) -> dict[str, Tensor]:
         """Runs one of a step's `accumulation` micro-batches; returns its detached loss terms, the loss as "loss"."""
@@ -44,10 +52,10 @@ class Engine(Protocol):
         """Returns when every process has called it."""
 
     def save(self, folder: Path) -> None:
-        """Writes this process's part of model and optimiser into an existing folder."""
+        """Writes this process's part of model and optimiser into an existing folder, as in `engine_state`."""
 
     def load(self, folder: Path) -> None:
-        """Restores what `save` wrote at the same world size, bit for bit."""
+        """Restores, bit for bit, what any engine's processes saved there."""
 
     def full_state_dict(self) -> dict[str, Tensor]:
         """Returns the objective's whole state dict on the CPU of rank 0, {} elsewhere; all processes must call it."""
@@ -77,7 +85,6 @@ class TorchEngine:
         torch.manual_seed(seed)
         self.rank, self.world_size, self.device = 0, 1, torch.device(device)
         self.module = objective.to(self.device)
-        self.layout = f"torch {config.precision}"
         self._config = config
         self._optimizer = build_optimizer(self.module, config)
         self._parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
@@ -112,13 +119,27 @@ class TorchEngine:
         pass
 
     def save(self, folder: Path) -> None:
-        state = {"module": self.module.state_dict(), "optimizer": self._optimizer.state_dict()}
-        torch.save(state, folder / "engine.pt")
+        parameters, state = trainable(self.module), self._optimizer.state
+        tensors = {key("parameter", name): parameter for name, parameter in parameters.items()}
+        for moment in MOMENTS:  # a parameter that has had no gradient has none
+            for name, parameter in parameters.items():
+                tensors[key(moment, name)] = state[parameter].get(moment, torch.zeros_like(parameter))
+        steps = [state[parameter]["step"] for parameter in parameters.values() if state[parameter]]
+        write_state(folder, self.rank, tensors, steps[0] if steps else torch.zeros(()))
+        write_frozen(folder, self._frozen())
 
     def load(self, folder: Path) -> None:
-        state = torch.load(folder / "engine.pt", map_location=self.device, weights_only=True)
-        self.module.load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        parameters, frozen = trainable(self.module), read_frozen(folder)
+        with open_state(folder) as read:
+            self.module.load_state_dict(frozen | {name: read(key("parameter", name)) for name in parameters})
+            for name, parameter in parameters.items():
+                moments = {moment: read(key(moment, name)).to(self.device, copy=True) for moment in MOMENTS}
+                self._optimizer.state[parameter] = moments | {"step": read.step.to(self.device, copy=True)}
+        check_frozen(self._frozen(), frozen, folder)
+
+    def _frozen(self) -> dict[str, Tensor]:
+        parameters = trainable(self.module)
+        return {name: value for name, value in self.module.state_dict().items() if name not in parameters}
 
     def full_state_dict(self) -> dict[str, Tensor]:
         return {name: value.detach().to("cpu", copy=True) for name, value in self.module.state_dict().items()}

@@ -1,8 +1,8 @@
 """The training loop of both stages: engine, loader and validation in; a trained engine, records and checkpoints out.
 
 The loop does not know what it trains, on how many processes, or where the clips come from. It waits for the device
-only where it writes a record, and goes on from the newest checkpoint: on a CPU, in fp32 and at the same world size,
-every later loss equals the uninterrupted run's bit for bit.
+only where it writes a record, and goes on from the newest checkpoint, at any world size: at the same one, on a CPU in
+fp32, every later loss equals the uninterrupted run's bit for bit.
 """
 
 from collections.abc import Callable, Iterable, Iterator

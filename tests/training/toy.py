@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 class ToyObjective(nn.Module):
-    """Regression with normalised layers, a buffer and a parameter that ZeRO has to pad (15 elements)."""
+    """Regression with normalised layers, a buffer, a frozen parameter, and one that ZeRO has to pad (15 elements)."""
 
     def __init__(self, width: int = 16, seed: int = 0) -> None:
         super().__init__()
@@ -30,12 +30,13 @@ class ToyObjective(nn.Module):
         self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width)) for _ in range(2))
         self.head = nn.Linear(width, 15)
         self.head.weight.learning_rate_ratio = 0.25  # type: ignore[assignment]
-        self.register_buffer("offset", torch.full((15,), 0.1))
+        self.register_buffer("offset", 0.1 * torch.rand(15))
+        self.scale = nn.Parameter(1 + torch.rand(15), requires_grad=False)
 
     def forward(self, images: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         for layer in self.layers:
             images = images + torch.nn.functional.gelu(layer(images))
-        error = self.head(images).float() + self.offset - target
+        error = self.scale * self.head(images).float() + self.offset - target
         loss = error.square().mean()
         return loss, {"mse": loss.detach(), "bias": error.detach().mean()}
 
