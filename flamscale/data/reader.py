@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 
 from flamscale.data import storage
 from flamscale.data.clips import Clip, ClipSpace
@@ -220,7 +221,9 @@ class ClipReader:
         """Returns the sample's file as the manifest knows it; what comes damaged from elsewhere is asked for again."""
         samples, url = self._space.samples(clip.shard), self._space.shards[clip.shard].url
         expected = samples.sha256(clip.sample)
-        content = contents[clip.shard, clip.sample]()
+        sample_id = clip.shard, clip.sample
+        get = contents.get(sample_id) or self._request({sample_id})[sample_id]  # it fell out of the cache meanwhile
+        content = get()
         if hashlib.sha256(content).digest() != expected and clip.shard not in self._local:
             member = samples.members[self._content]
             offset, size_bytes = int(member.offsets[clip.sample]), int(member.sizes[clip.sample])
@@ -316,11 +319,10 @@ class _OpenFiles:
             FileNotFoundError: there is no such file.
             DataError: it may not be read.
         """
-        with self._lock:
+        with self._lock, storage.explained("read", str(path), LocalFileSystem()):
             file = self._files.get(path)
             if file is None:
-                with storage.explained("read", str(path), storage.locate(str(path))[0]):
-                    file = self._files[path] = os.open(path, os.O_RDONLY)
+                file = self._files[path] = os.open(path, os.O_RDONLY)
                 if len(self._files) > _OPEN_FILES:
                     os.close(self._files.popitem(last=False)[1])
             else:

@@ -256,6 +256,20 @@ def test_the_cache_decodes_every_sample_once_and_stays_below_its_limit(
     assert loader._reader.cache_bytes <= 2**20
 
 
+def test_a_sample_that_falls_out_of_the_cache_while_its_batch_is_read_is_read_again(data_set: Manifest) -> None:
+    def heavy(frames: np.ndarray) -> np.ndarray:
+        return frames.astype(np.float32).repeat(40, axis=-1)
+
+    (expected,) = _take(_loader(data_set, transform=heavy), 1)
+    loader = _loader(data_set, transform=heavy, cache_mib=3)
+    for _ in range(3):
+        loader.load_state(loader.state())
+        _take(loader, 5)
+    loader.load_state(replace(loader.state(), epoch=0, position=0))
+    (found,) = _take(loader, 1)
+    assert torch.equal(found.video, expected.video)
+
+
 def _bad_keys(loader: ClipLoader) -> set[str]:
     return {where.rpartition("/")[2] for where in loader.bad_samples}
 
