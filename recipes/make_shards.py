@@ -1,105 +1,85 @@
 #!/usr/bin/env python
-"""Makes a data set for FLAM: WebDataset tars of H.264 clips and their manifest, from MultiGrid or from video files.
+"""Makes a data set for FLAM: WebDataset tars of H.264 clips and their manifest, from simulators, videos or images.
 
     python recipes/make_shards.py --source multigrid --out data/multigrid
     python recipes/make_shards.py --source video --input videos/ --size 128 --out s3://bucket/videos
+    python recipes/make_shards.py --source images --input nuplan/sensor_blobs --camera CAM_F0 --timestamps nuplan/db
+        --out s3://bucket/nuplan --ray auto
 
-Hardware: one CPU core. Time: 640 MultiGrid episodes (20,480 frames of 64x64) take about 10 s.
-Expected: a folder with manifest.json and train/, validation/ and test/ tars that any webdataset reader opens.
-Object stores: address and keys come from AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
+Videos of any codec, size and frame rate are cut into scenes, brought to one size and rate, and cut into episodes;
+static episodes, and near copies of earlier ones, are dropped and counted. A start with the same flags after a kill
+goes on where the last one stopped, and the data are the same bytes for any number of workers.
+
+Hardware: CPU cores, those of this machine or of a Ray cluster. Disk: as much again as the data set while it is made.
+Memory: a few tars for each worker. Time: 640 MultiGrid episodes (20,480 frames of 64x64) take about 10 s on one core.
+Expected: a folder with train/, validation/ and test/ tars that any webdataset reader opens, their manifest,
+summary.json with all counts, and contact_sheet.png, which is worth a look.
+Object stores: address and keys come from AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, on every node.
 """
 
-import dataclasses
-import sys
 import time
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.progress import track
 
-from flamscale.data.encode import LOSSLESS_CRF, NEAR_LOSSLESS_CRF
+from flamscale import command_line
+from flamscale.data import ingest, summary
+from flamscale.data.executors import Executor
+from flamscale.data.make_config import MakeShards
 from flamscale.data.manifest import Manifest
-from flamscale.data.shards import ShardWriter
-from flamscale.data.sources.multigrid import MultigridSource
-from flamscale.data.sources.video import VideoSource
-from flamscale.errors import ConfigError, FlamError
+from flamscale.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True)
-class MakeShards:
-    """Writes WebDataset shards and their manifest."""
-
-    source: Literal["multigrid", "video"]
-    """multigrid: simulated 8x8 room, needs flamscale[sim]; video: files of your own."""
-    out: str
-    """Folder or s3:// URL to write to."""
-    size: int = 64
-    """Height and width of a frame (pixels)."""
-    episode_frames: int = 32
-    """Frames of one episode, the longest clip that can be cut (count)."""
-    shard_mib: int = 64
-    """Size at which a tar is closed and the next begun (MiB)."""
-    num_agents: int | None = None
-    """multigrid: agents in the room (count); 4 if not given."""
-    episodes: int | None = None
-    """multigrid: episodes to make, split 80/10/10 (count); 640 if not given."""
-    seed: int | None = None
-    """multigrid: seed of starts and actions; 0 if not given."""
-    input: str | None = None
-    """video: a video file, or a folder of them (local path or URL)."""
-    crop: str | None = None
-    """video: square to cut out of every frame, as x0,y0,x1,y1 (pixels); the largest centred one if not given."""
-
-    def build(self) -> MultigridSource | VideoSource:
-        """Returns the source; raises ConfigError where a flag cannot take effect."""
-        kind = {"multigrid": MultigridSource, "video": VideoSource}[self.source]
-        known = {item.name for item in dataclasses.fields(kind)}
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        idle = given.keys() - known - {"source", "out", "shard_mib"}
-        if idle:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(idle))
-            raise ConfigError(f"{flags} cannot take effect with --source {self.source}: leave it out.")
-        if self.shard_mib < 1:
-            raise ConfigError(f"shard-mib must be at least 1, got {self.shard_mib}.")
-        return kind(**{name: value for name, value in given.items() if name in known})
-
-
-def make(config: MakeShards) -> None:
-    """Writes the data set, or finds that it is already there."""
-    source = config.build()
-    arguments = {"source": config.source, "shard_mib": config.shard_mib, **dataclasses.asdict(source)}
+def main(arguments: Sequence[str]) -> None:
+    """Makes the data set, or finds that it is already there."""
+    config = command_line.parse(MakeShards, arguments, description=__doc__ or "")
     existing = Manifest.find(config.out)
     if existing is not None:
-        if existing.arguments != arguments:
+        if existing.arguments != config.arguments:
             raise ConfigError(
                 f"{config.out} already holds a data set made with other arguments ({existing.arguments}, now "
-                f"{arguments}): choose another --out, or delete that one first."
+                f"{config.arguments}): choose another --out, or delete that one first."
             )
-        print(f"{config.out} already holds this data set ({_size(existing)}); nothing to do.")
+        config.job().folder.remove()
+        print(f"{config.out} already holds this data set ({_describe(existing)}); nothing to do.")
         return
     started_s = time.monotonic()
-    num_episodes = len(source)
-    with ShardWriter(
-        config.out,
+    console = Console(stderr=True)
+
+    def progress(stage: str, results: Iterable[Any], num_done: int, num_pieces: int) -> Iterable[Any]:
+        return track(results, stage, total=num_pieces, completed=num_done, console=console)
+
+    def finish(outcome: ingest.Outcome) -> None:
+        counts = summary.summarise(outcome, time.monotonic() - started_s)
+        summary.save(outcome, counts)
+        summary.print_summary(counts, outcome.faults, console)
+
+    job = ingest.Ingest(
+        job=config.job(),
         name=config.out.rstrip("/").rsplit("/", 1)[-1],
-        source=config.source,
-        arguments=arguments,
-        crf=LOSSLESS_CRF if config.source == "multigrid" else NEAR_LOSSLESS_CRF,
-        shard_bytes=config.shard_mib * 2**20,
-    ) as writer:
-        for episode in track(source, "episodes", total=num_episodes, console=Console(stderr=True)):
-            writer.write(episode)
-    assert writer.manifest is not None
-    print(f"Wrote {_size(writer.manifest)} to {config.out} in {time.monotonic() - started_s:.1f} s.")
+        kind=config.source,
+        arguments=config.arguments,
+        executor=_ray(config) if config.ray else config.local_executor(),
+        max_bad_fraction=config.max_bad_fraction,
+        progress=progress,
+    )
+    manifest = job.run(finish)
+    print(f"Wrote {_describe(manifest)} to {config.out} in {time.monotonic() - started_s:.1f} s.")
 
 
-def _size(manifest: Manifest) -> str:
-    counts = {
-        split: sum(len(shard) for shard in manifest.shards if shard.split == split)
-        for split in ("train", "validation", "test")
-    }
+def _ray(config: MakeShards) -> Executor:
+    from flamscale_cluster.arguments import check_absolute
+    from flamscale_cluster.head import find_cluster
+    from flamscale_cluster.tasks import RayTasks
+
+    check_absolute({"--out": config.out, "--input": config.input or "", "--timestamps": config.timestamps or ""})
+    return RayTasks(address=find_cluster(config.ray, flag="--ray"))
+
+
+def _describe(manifest: Manifest) -> str:
+    counts = summary.count_episodes(manifest)
     frames = sum(int(shard.frames.sum()) for shard in manifest.shards)
     size_mib = sum(shard.size_bytes for shard in manifest.shards) / 2**20
     return (
@@ -108,18 +88,5 @@ def _size(manifest: Manifest) -> str:
     )
 
 
-def main() -> int:
-    """Returns the exit code: 0 done, 1 failed, 2 wrong usage."""
-    try:
-        make(tyro.cli(MakeShards, description=__doc__))
-    except ConfigError as error:
-        print(f"make_shards: {error}", file=sys.stderr)
-        return 2
-    except FlamError as error:
-        print(f"make_shards: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.run(main)

@@ -6,19 +6,20 @@ it pixel for pixel. Reaching the goal does not end an episode: every episode has
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from flamscale.data.episode import Episode, split_of
+from flamscale.data.episode import Episode, Part, split_of
 from flamscale.errors import ConfigError, DataError
 
 ROOM_TILES = 8
 FPS = 10.0
 MAX_AGENTS = 32
+_PART_EPISODES = 64  # made without a break, by one process
 _NUM_ACTIONS = 3  # left, right, forward: the only ones that do anything in an empty room
 
 
@@ -53,10 +54,21 @@ class MultigridSource:
         return self.episodes
 
     def __iter__(self) -> Iterator[Episode]:
-        """Yields the episodes, split 80/10/10 in order; episode e depends on (seed, e) alone."""
+        """Yields all episodes."""
+        for part in self.parts():
+            yield from self.read(part)
+
+    def parts(self) -> Sequence[Part]:
+        """Returns ranges of episodes."""
+        starts = range(0, self.episodes, _PART_EPISODES)
+        return [Part(number=number, name=f"episodes from {start}") for number, start in enumerate(starts)]
+
+    def read(self, part: Part) -> Iterator[Episode]:
+        """Yields the episodes of a range, split 80/10/10 in order; episode e depends on (seed, e) alone."""
         room = _make_room(self.num_agents)
         tiles = _Tiles(room, self.size // ROOM_TILES)
-        for index in range(self.episodes):
+        start = part.number * _PART_EPISODES
+        for index in range(start, min(start + _PART_EPISODES, self.episodes)):
             actions, positions = _play(room, self.episode_frames, np.random.SeedSequence([self.seed, index]))
             yield Episode(
                 key=f"episode-{index:07d}",
