@@ -43,8 +43,8 @@ class RayTasks:
             raise error.cause if isinstance(error.cause, Exception) else error from None
         except (ray.exceptions.RayError, ConnectionError) as error:
             raise ClusterError(
-                f"A task on the Ray cluster at {self.address} failed {_MAX_RETRIES + 1} times ({_first_line(error)}); look "
-                f"at the cluster's memory and nodes, then start again to go on."
+                f"A task on the Ray cluster at {self.address} failed {_MAX_RETRIES + 1} times ({_first_line(error)}); "
+                f"look at the cluster's memory and nodes, then start again to go on."
             ) from error
         finally:
             ray.shutdown()

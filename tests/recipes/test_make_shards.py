@@ -95,8 +95,8 @@ def test_a_data_set_comes_with_a_summary_and_a_contact_sheet(
         "episodes dropped: duplicate": 0,
         "frames kept": 40,
     }.items() <= counts.items()
-    sheet = Image.open(tmp_path / "out" / "contact_sheet.png")
-    assert sheet.height == (18 + 116) * 2  # a strip of kept episodes and one of static ones
+    with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
+        assert sheet.height == (18 + 116) * 2  # a strip of kept episodes and one of static ones
     printed = capsys.readouterr().err
     assert "episodes dropped: static" in printed
     assert "b.mp4 cannot be decoded" in printed
