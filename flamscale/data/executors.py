@@ -47,39 +47,38 @@ class Processes:
         Raises:
             DataError: processes were killed again and again.
         """
-        todo = list(items)
+        todo = dict(enumerate(items))
         for _ in range(_MAX_POOLS):
-            unfinished: list[Item] = []
-            yield from self._work(function, todo, unfinished)
-            if not unfinished:
-                return
-            todo = unfinished
+            try:
+                yield from self._work(function, todo)
+            except BrokenProcessPool:
+                continue
+            return
         raise DataError(
             f"A worker process was killed {_MAX_POOLS} times, the last time while {self.num_workers} worked on these: "
-            f"{', '.join(map(str, todo[: self.num_workers]))}; with little memory choose fewer --workers, and take out "
-            f"a file that kills its reader."
+            f"{', '.join(map(str, list(todo.values())[: self.num_workers]))}; with little memory choose fewer "
+            f"--workers, and take out a file that kills its reader."
         )
 
-    def _work(self, function: Callable[[Item], Result], items: list[Item], unfinished: list[Item]) -> Iterator[Result]:
-        """Yields results until all are there or a process is killed; `unfinished` then gets the items still to do."""
-        waiting = iter(items)
-        running: dict[Future[Result], Item] = {}
+    def _work(self, function: Callable[[Item], Result], todo: dict[int, Item]) -> Iterator[Result]:
+        """Yields results until all are there or a process is killed; takes finished items out of `todo`."""
+        waiting = iter(list(todo.items()))
+        running: dict[Future[Result], int] = {}
         spawn = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(self.num_workers, mp_context=spawn, initializer=_begin_worker)
+        num_workers = max(1, min(self.num_workers, len(todo)))
+        pool = ProcessPoolExecutor(num_workers, mp_context=spawn, initializer=_begin_worker)
         try:
             while True:
-                for item in waiting:
-                    running[pool.submit(function, item)] = item
-                    if len(running) >= 2 * self.num_workers:
+                for number, item in waiting:
+                    running[pool.submit(function, item)] = number
+                    if len(running) >= 2 * num_workers:
                         break
                 if not running:
                     return
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
                     result = done.result()
-                    del running[done]
+                    del todo[running.pop(done)]
                     yield result
-        except BrokenProcessPool:
-            unfinished += [*running.values(), *waiting]
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -67,14 +67,15 @@ def local_file(url: str) -> Iterator[str]:
         yield path
         return
     with tempfile.NamedTemporaryFile(suffix=PurePosixPath(path).suffix) as copy:
-        offset = 0
-        while True:
-            content = storage.read_range(url, offset, _COPY_BYTES)
-            copy.write(content)
-            offset += len(content)
-            if len(content) < _COPY_BYTES:
-                break
-        copy.flush()
+        with storage.explained("write", copy.name, LocalFileSystem()):
+            offset = 0
+            while True:
+                content = storage.read_range(url, offset, _COPY_BYTES)
+                copy.write(content)
+                offset += len(content)
+                if len(content) < _COPY_BYTES:
+                    break
+            copy.flush()
         yield copy.name
 
 
