@@ -13,6 +13,10 @@ class DataError(FlamError):
     """A data set, shard or sample is missing, damaged or not the one expected."""
 
 
+class VideoError(DataError):
+    """One input video cannot be used; others can."""
+
+
 class CheckpointError(FlamError):
     """A checkpoint is missing, damaged, or belongs to another model or data set."""
 

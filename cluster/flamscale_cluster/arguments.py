@@ -5,7 +5,7 @@ The recipe and its local launcher both read flags here, so that what is wrong wi
 
 import os
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -60,8 +60,13 @@ def check_places(run: PretrainConfig) -> None:
         raise ConfigError(
             f"--out must be a folder that all workers share, got {run.out}; mount the store, or copy after."
         )
-    for flag, place in places(run):
-        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and is_relative(place):
+    check_absolute(places(run))
+
+
+def check_absolute(found: Iterable[tuple[str, str]]) -> None:
+    """Raises ConfigError where a flag names a place that depends on the working folder of a Ray job."""
+    for flag, place in found:
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and place and is_relative(place):
             raise ConfigError(
                 f"{flag} must be an absolute path in a Ray job, which runs in a copy of the working folder, got "
                 f"{place}; pass the whole path."

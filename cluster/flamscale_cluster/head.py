@@ -58,6 +58,33 @@ def find_head(port: int) -> str | None:
     return None
 
 
+def find_cluster(address: str, flag: str = "--cluster.address") -> str:
+    """Returns host:port of the Ray cluster to join.
+
+    Args:
+        address: host:port, or auto for the cluster that this process is a job of.
+        flag: the flag that names it, for the errors.
+
+    Raises:
+        ClusterError: none is named, or none answers; Ray itself would try for minutes.
+    """
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "")
+        if not address:
+            raise ClusterError(
+                f"This process is no Ray job and no cluster is named; submit the recipe with `ray job submit`, run "
+                f"`make pretrain`, or pass {flag} HOST:PORT."
+            )
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"No Ray cluster answers at {address} ({error}); check {flag}, or start one with `ray start --head`."
+        ) from error
+    return address
+
+
 class LocalHead:
     """Starts a Ray head on entering a `with` block, which gets the job server's address, and ends it on leaving."""
 

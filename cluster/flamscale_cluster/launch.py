@@ -9,7 +9,6 @@ import logging
 import os
 import shlex
 import shutil
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ os.environ.update({name: value for name, value in _SETTINGS.items() if name not 
 import ray  # noqa: E402
 import ray.train.torch  # noqa: E402
 
+from flamscale_cluster.head import find_cluster  # noqa: E402
 from flamscale_cluster.process_group import ProcessGroupConfig  # noqa: E402
 from flamscale_cluster.worker import run_worker  # noqa: E402
 
@@ -59,33 +59,6 @@ def launch(config: PretrainConfig) -> dict[str, Any]:
         shutil.rmtree(Path(config.out) / _RAY_FOLDER, ignore_errors=True)
     print("\n".join(last_lines), flush=True)
     return result
-
-
-def find_cluster(address: str) -> str:
-    """Returns host:port of the Ray cluster to join.
-
-    Args:
-        address: host:port, or auto for the cluster that this process is a job of.
-
-    Raises:
-        ClusterError: none is named, or none answers; Ray itself would try for minutes.
-    """
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "")
-        if not address:
-            raise ClusterError(
-                "This process is no Ray job and no cluster is named; submit the recipe with `ray job submit`, run "
-                "`make pretrain`, or pass --cluster.address HOST:PORT."
-            )
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=10.0).close()
-    except (OSError, ValueError) as error:
-        raise ClusterError(
-            f"No Ray cluster answers at {address} ({error}); check --cluster.address, or start one with "
-            "`ray start --head`."
-        ) from error
-    return address
 
 
 def _announce(cluster: ClusterConfig) -> None:

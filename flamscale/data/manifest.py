@@ -71,6 +71,19 @@ class Samples:
             columns[f"{extension}.size"] = pa.array(members[extension].sizes, pa.int64())
         return cls(pa.RecordBatch.from_pydict(columns))
 
+    def to_json(self) -> dict[str, list[Any]]:
+        """Returns the columns as JSON values; `from_json` brings them back."""
+        columns = self.batch.to_pydict()
+        return columns | {"sha256": [value.hex() for value in columns["sha256"]]}
+
+    @classmethod
+    def from_json(cls, columns: dict[str, list[Any]]) -> "Samples":
+        """Returns the samples that `to_json` wrote."""
+        sides = {name: np.asarray(column, dtype=np.int64) for name, column in columns.items() if "." in name}
+        names = {name.rsplit(".", 1)[0] for name in sides}
+        members = {name: Members(offsets=sides[f"{name}.offset"], sizes=sides[f"{name}.size"]) for name in names}
+        return cls.of(keys=columns["key"], frames=columns["frames"], sha256=columns["sha256"], members=members)
+
     def __len__(self) -> int:
         return self.batch.num_rows
 

@@ -1,7 +1,7 @@
-"""Episodes in; WebDataset tars and their manifest out, at a local folder or any object store.
+"""Episodes in; WebDataset tars and their rows in the manifest out, at a local folder or any object store.
 
 Each sample is key.mp4 (H.264), key.json and, where there are labels, key.npz. Tars carry no times or owners, so the
-same episodes make the same bytes. The manifest is written last: a data set without one is not there.
+same episodes make the same bytes. A sample is packed into tar blocks once; a tar is such blocks, one after the other.
 """
 
 import contextlib
@@ -9,8 +9,10 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,15 +22,119 @@ from flamscale.data.episode import SPLITS, Episode
 from flamscale.data.manifest import Manifest, Members, Samples, Shard
 from flamscale.errors import DataError
 
+_Row = TypeVar("_Row", bound="Sample")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A row of a tar in the making; its tar blocks lie elsewhere."""
+
+    key: str
+    split: str
+    frames: int
+    """Frames of its video (count)."""
+    video_sha256: str
+    """Checksum of its mp4 (hex)."""
+    size_bytes: int
+    """Size of its tar blocks, headers and padding included."""
+    members: dict[str, tuple[int, int]]
+    """By file extension: first byte of the content in these blocks, and size (bytes)."""
+
+
+def pack(episode: Episode, crf: int) -> tuple[Sample, bytes]:
+    """Encodes an episode; returns its row and its tar blocks. `crf` is as in `encode_frames`."""
+    video = encode_frames(episode.frames, episode.fps, crf)
+    num_frames, height, width = episode.frames.shape[:3]
+    sha256 = hashlib.sha256(video).hexdigest()
+    info = {"fps": episode.fps, "frames": num_frames, "height": height, "width": width} | episode.info
+    contents = {"mp4": video, "json": json.dumps(info | {"sha256": sha256}).encode()}
+    if episode.labels:
+        labels = io.BytesIO()
+        np.savez_compressed(labels, **episode.labels)  # type: ignore[arg-type]
+        contents["npz"] = labels.getvalue()
+    blocks = io.BytesIO()
+    members = {}
+    with tarfile.open(fileobj=blocks, mode="w") as tar:
+        for extension, content in contents.items():
+            item = tarfile.TarInfo(f"{episode.key}.{extension}")
+            item.size = len(content)
+            tar.addfile(item, io.BytesIO(content))
+            padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            members[extension] = (tar.offset - padded, len(content))
+        size_bytes = tar.offset
+    sample = Sample(
+        key=episode.key,
+        split=episode.split,
+        frames=num_frames,
+        video_sha256=sha256,
+        size_bytes=size_bytes,
+        members=members,
+    )
+    return sample, blocks.getvalue()[:size_bytes]
+
+
+def join(path: str, samples: Sequence[Sample], blocks: Sequence[bytes]) -> tuple[bytes, Shard]:
+    """Returns the tar made of `blocks`, those of `samples` in their order, and its row in the manifest.
+
+    Args:
+        path: where the tar will lie, relative to the manifest.
+        samples: samples of one split, at least one.
+        blocks: for each sample its tar blocks.
+    """
+    content = b"".join(blocks)
+    content += bytes(2 * tarfile.BLOCKSIZE)
+    content += bytes(-len(content) % tarfile.RECORDSIZE)
+    starts = np.cumsum([0] + [sample.size_bytes for sample in samples[:-1]])
+    members: dict[str, Members] = {}
+    for row, sample in enumerate(samples):
+        for extension, (offset, size) in sample.members.items():
+            if extension not in members:
+                empty = np.zeros(len(samples), dtype=np.int64)
+                members[extension] = Members(offsets=empty, sizes=empty.copy())
+            members[extension].offsets[row] = starts[row] + offset
+            members[extension].sizes[row] = size
+    return content, Shard.of(
+        path=path,
+        split=samples[0].split,
+        size_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        samples=Samples.of(
+            keys=[sample.key for sample in samples],
+            frames=[sample.frames for sample in samples],
+            sha256=[sample.video_sha256 for sample in samples],
+            members=members,
+        ),
+    )
+
+
+def assign(samples: Sequence[_Row], shard_bytes: int) -> dict[str, list[_Row]]:
+    """Returns the samples of every tar by the tar's path, split by split, each in the order given.
+
+    A tar is closed once it holds `shard_bytes`, so it is larger by less than one sample.
+    """
+    tars: dict[str, list[_Row]] = {}
+    for split in SPLITS:
+        number, size_bytes = 0, 0
+        for sample in samples:
+            if sample.split == split:
+                tars.setdefault(f"{split}/{number:06d}.tar", []).append(sample)
+                size_bytes += sample.size_bytes
+                if size_bytes >= shard_bytes:
+                    number, size_bytes = number + 1, 0
+    return tars
+
 
 class ShardWriter:
-    """Writes a data set; use it as a context, which saves the manifest at its end and removes the tars on an error.
+    """Writes a data set of episodes at hand, one after the other; `flamscale.data.ingest` does it in parallel.
+
+    Use it as a context, which saves the manifest at its end and removes the tars on an error. One open tar for each
+    split is held in memory.
 
     Args:
         url: folder or URL of the data set.
         name, source, arguments: as in `Manifest`.
         crf: how strongly frames are compressed; see `encode_frames`.
-        shard_bytes: size at which a tar is closed (bytes); one tar for each split is held in memory.
+        shard_bytes: size at which a tar is closed (bytes).
 
     Raises:
         DataError: nothing can be written there.
@@ -43,7 +149,7 @@ class ShardWriter:
         self.shard_bytes = shard_bytes
         self.manifest: Manifest | None = None
         self._description: dict[str, Any] = {"name": name, "source": source, "arguments": arguments}
-        self._open: dict[str, _OpenShard] = {}
+        self._open: dict[str, list[tuple[Sample, bytes]]] = {}
         self._shards: list[Shard] = []
 
     def write(self, episode: Episode) -> None:
@@ -55,16 +161,15 @@ class ShardWriter:
                 f"Expected frames of {self._description['height']}x{self._description['width']} pixels as before, got "
                 f"{height}x{width} in sample {episode.key}: a data set has one frame size."
             )
-        shard = self._open.get(episode.split)
-        if shard is None:
-            number = sum(done.split == episode.split for done in self._shards)
-            shard = self._open[episode.split] = _OpenShard(f"{episode.split}/{number:06d}.tar")
-        shard.add(episode, encode_frames(episode.frames, episode.fps, self.crf))
-        if shard.size_bytes >= self.shard_bytes:
+        packed = self._open.setdefault(episode.split, [])
+        packed.append(pack(episode, self.crf))
+        if sum(sample.size_bytes for sample, _ in packed) >= self.shard_bytes:
             self._close(episode.split)
 
     def _close(self, split: str) -> None:
-        content, shard = self._open.pop(split).finish(split)
+        samples, blocks = zip(*self._open.pop(split), strict=True)
+        number = sum(done.split == split for done in self._shards)
+        content, shard = join(f"{split}/{number:06d}.tar", samples, blocks)
         storage.write_bytes(storage.join(self.url, shard.path), content)
         self._shards.append(shard)
 
@@ -96,60 +201,3 @@ class ShardWriter:
         for shard in self._shards:
             with contextlib.suppress(DataError):  # the error that led here says more
                 storage.remove(storage.join(self.url, shard.path))
-
-
-class _OpenShard:
-    """One tar in the making."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._buffer = io.BytesIO()
-        self._tar = tarfile.open(fileobj=self._buffer, mode="w")  # noqa: SIM115 - closed in finish
-        self._keys: list[str] = []
-        self._frames: list[int] = []
-        self._video_sha256: list[str] = []
-
-    @property
-    def size_bytes(self) -> int:
-        return self._buffer.tell()
-
-    def add(self, episode: Episode, video: bytes) -> None:
-        num_frames, height, width = episode.frames.shape[:3]
-        self._keys.append(episode.key)
-        self._frames.append(num_frames)
-        self._video_sha256.append(hashlib.sha256(video).hexdigest())
-        info = {"fps": episode.fps, "frames": num_frames, "height": height, "width": width} | episode.info
-        info["sha256"] = self._video_sha256[-1]
-        self._add_member(f"{episode.key}.mp4", video)
-        self._add_member(f"{episode.key}.json", json.dumps(info).encode())
-        if episode.labels:
-            labels = io.BytesIO()
-            np.savez_compressed(labels, **episode.labels)  # type: ignore[arg-type]
-            self._add_member(f"{episode.key}.npz", labels.getvalue())
-
-    def _add_member(self, name: str, content: bytes) -> None:
-        item = tarfile.TarInfo(name)
-        item.size = len(content)
-        self._tar.addfile(item, io.BytesIO(content))
-
-    def finish(self, split: str) -> tuple[bytes, Shard]:
-        """Returns the tar's bytes and its row in the manifest, with every member's place read back from the tar."""
-        self._tar.close()
-        content = self._buffer.getvalue()
-        index = {key: position for position, key in enumerate(self._keys)}
-        members: dict[str, Members] = {}
-        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-            for item in tar:
-                key, extension = item.name.split(".", 1)
-                if extension not in members:
-                    empty = np.zeros(len(index), dtype=np.int64)
-                    members[extension] = Members(offsets=empty, sizes=empty.copy())
-                members[extension].offsets[index[key]] = item.offset_data
-                members[extension].sizes[index[key]] = item.size
-        return content, Shard.of(
-            path=self.path,
-            split=split,
-            size_bytes=len(content),
-            sha256=hashlib.sha256(content).hexdigest(),
-            samples=Samples.of(keys=self._keys, frames=self._frames, sha256=self._video_sha256, members=members),
-        )

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,18 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from flamscale import command_line
 from flamscale.data import storage
 from flamscale.data.encode import LOSSLESS_CRF, encode_frames
 from flamscale.data.manifest import Manifest
 from flamscale.data.sources.multigrid import MultigridSource
+from tests.data.films import scene, write_film
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "make_shards.py"
 
 
 @pytest.fixture(scope="module")
 def make_shards() -> Callable[..., int]:
-    """The recipe's main, called with the flags it gets."""
+    """The recipe as its command, called with the flags it gets; returns its exit code."""
     spec = importlib.util.spec_from_file_location("make_shards", RECIPE)
     assert spec is not None
     assert spec.loader is not None
@@ -29,8 +33,12 @@ def make_shards() -> Callable[..., int]:
 
     def run(*flags: object) -> int:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [str(RECIPE), *map(str, flags)])
-            return module.main()
+            patch.setattr(sys, "argv", [str(RECIPE), *map(str, flags), "--workers", "1"])
+            try:
+                command_line.run(module.main)
+            except SystemExit as stop:
+                return stop.code
+        return 0
 
     return run
 
@@ -52,10 +60,10 @@ def test_the_same_command_again_says_so_and_does_nothing(
 ) -> None:
     flags = ("--source", "multigrid", "--out", tmp_path, "--episodes", 3, "--episode-frames", 4)
     assert make_shards(*flags) == 0
-    before = (tmp_path / "manifest.arrow").stat().st_mtime_ns
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert make_shards(*flags) == 0
     assert "already holds this data set" in capsys.readouterr().out
-    assert (tmp_path / "manifest.arrow").stat().st_mtime_ns == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert make_shards(*flags, "--seed", 1) == 2
     assert "already holds a data set made with other arguments" in capsys.readouterr().err
 
@@ -128,12 +136,33 @@ def test_shards_go_to_s3_as_well(make_shards: Callable[..., int], s3_url: str) -
     assert len(Manifest.load(s3_url).shards) == 3
 
 
+def test_a_data_set_comes_with_a_summary_and_a_contact_sheet(
+    make_shards: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_film(tmp_path / "films" / "a.mp4", np.concatenate([scene(1, 40), scene(2, 16, speed=0)]))
+    (tmp_path / "films" / "b.mp4").write_bytes(b"no video")
+    flags = ("--source", "video", "--input", tmp_path / "films", "--out", tmp_path / "out")
+    assert make_shards(*flags, "--size", 32, "--episode-frames", 8) == 0
+    counts = json.loads((tmp_path / "out" / "summary.json").read_text())["counts"]
+    assert {"inputs": 2, "inputs unusable": 1, "scenes": 2, "episodes": 7}.items() <= counts.items()
+    assert {
+        "episodes dropped: static": 2,
+        "episodes dropped: duplicate": 0,
+        "frames kept": 40,
+    }.items() <= counts.items()
+    with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
+        assert sheet.height == (18 + 116) * 2  # a strip of kept episodes and one of static ones
+    printed = capsys.readouterr().err
+    assert "episodes dropped: static" in printed
+    assert "b.mp4 cannot be decoded" in printed
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
         (("--source", "multigrid", "--input", "x"), 2, "--input cannot take effect with --source multigrid"),
         (("--source", "video", "--input", "x", "--seed", 1), 2, "--seed cannot take effect with --source video"),
-        (("--source", "video"), 2, "--source video needs --input"),
+        (("--source", "video"), 2, "need --input"),
         (("--source", "multigrid", "--num-agents", 0), 2, "num-agents must lie between 1 and 32"),
         (("--source", "multigrid", "--shard-mib", 0), 2, "shard-mib must be at least 1"),
         (("--source", "multigrid", "--correlated-agents", 1), 2, "correlated-agents must be 0, or lie between 2 and"),
@@ -143,6 +172,11 @@ def test_shards_go_to_s3_as_well(make_shards: Callable[..., int], s3_url: str) -
         (("--source", "webdataset", "--input", "x", "--size", 64), 2, "--size cannot take effect with --source webdat"),
         (("--source", "webdataset", "--input", "x", "--shard-mib", 1), 2, "--shard-mib cannot take effect with"),
         (("--source", "webdataset"), 2, "--source webdataset needs --input"),
+        (("--source", "multigrid", "--max-bad-fraction", 2), 2, "max-bad-fraction must lie between 0 and 1, got 2"),
+        (("--source", "multigrid", "--fps", 5), 2, "--fps cannot take effect with --source multigrid"),
+        (("--source", "video", "--input", "x", "--camera", "a"), 2, "--camera cannot take effect with --source video"),
+        (("--source", "images", "--input", "missing"), 1, "Expected folders of images"),
+        (("--source", "multigrid", "--ray", "127.0.0.1:1"), 1, "No Ray cluster answers at 127.0.0.1:1"),
         (("--source", "video", "--input", "missing"), 1, "Expected video files"),
         (("--source", "webdataset", "--input", "missing"), 1, "Expected WebDataset tars"),
     ],
@@ -157,7 +191,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing_behind(
 ) -> None:
     assert make_shards(*flags, "--out", tmp_path / "out") == code
     printed = capsys.readouterr().err
-    assert printed.startswith("make_shards: ")
+    assert printed.startswith("error: ")
     assert message in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "out").exists()
@@ -169,4 +203,4 @@ def test_help_answers_quickly_because_it_imports_nothing_heavy() -> None:
     assert "Height and width of a frame (pixels)" in result.stdout
     imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
     assert "flamscale.data.shards" in imported
-    assert not imported & {"torch", "webdataset", "multigrid", "procgen", "botocore"}
+    assert not imported & {"torch", "webdataset", "multigrid", "procgen", "botocore", "ray", "scipy", "cv2"}

@@ -6,14 +6,14 @@ it pixel for pixel. Reaching the goal does not end an episode: every episode has
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from flamscale.data.episode import Episode, split_of
+from flamscale.data.episode import Episode, Part, episodes_of, simulated_parts, split_of
 from flamscale.errors import ConfigError, DataError
 
 ROOM_TILES = 8
@@ -60,10 +60,19 @@ class MultigridSource:
         return self.episodes
 
     def __iter__(self) -> Iterator[Episode]:
-        """Yields the episodes, split 80/10/10 in order; episode e depends on (seed, e) alone."""
+        """Yields all episodes."""
+        for part in self.parts():
+            yield from self.read(part)
+
+    def parts(self) -> Sequence[Part]:
+        """Returns ranges of episodes."""
+        return simulated_parts(self.episodes)
+
+    def read(self, part: Part) -> Iterator[Episode]:
+        """Yields the episodes of a range, split 80/10/10 in order; episode e depends on (seed, e) alone."""
         room = _make_room(self.num_agents)
         tiles = _Tiles(room, self.size // ROOM_TILES)
-        for index in range(self.episodes):
+        for index in episodes_of(part, self.episodes):
             seed = np.random.SeedSequence([self.seed, index])
             actions, positions = _play(room, self.episode_frames, seed, self.correlated_agents)
             yield Episode(

@@ -9,7 +9,7 @@ import contextlib
 import io
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from flamscale.data.episode import Episode, split_of
+from flamscale.data.episode import Episode, Part, episodes_of, simulated_parts, split_of
 from flamscale.data.sources.procgen_policy import FIRE, NUM_MOVES, POLICIES
 from flamscale.data.sources.procgen_state import State, parse_state, track
 from flamscale.errors import ConfigError, DataError
@@ -67,7 +67,16 @@ class ProcgenSource:
         return self.episodes
 
     def __iter__(self) -> Iterator[Episode]:
-        """Yields the episodes, split 80/10/10 in order; episode e depends on (seed, e) alone.
+        """Yields all episodes."""
+        for part in self.parts():
+            yield from self.read(part)
+
+    def parts(self) -> Sequence[Part]:
+        """Returns ranges of episodes."""
+        return simulated_parts(self.episodes)
+
+    def read(self, part: Part) -> Iterator[Episode]:
+        """Yields the episodes of a range, split 80/10/10 in order; episode e depends on (seed, e) alone.
 
         Labels: the player's `actions` [F-1] (the engine's 15 numbers) and `rewards` [F-1]; of N entities, the player
         first, `entity_types` [N], `entity_present` [F, N], `entity_positions` and `entity_velocities` [F, N, 2] as
@@ -75,7 +84,7 @@ class ProcgenSource:
         the levels before this one that ended too soon.
         """
         make_game = _import_engine()
-        for index in range(self.episodes):
+        for index in episodes_of(part, self.episodes):
             yield self._record(index, make_game)
 
     def _record(self, index: int, make_game: Any) -> Episode:

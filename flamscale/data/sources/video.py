@@ -1,146 +1,92 @@
-"""Episodes of any folder of video files: cropped to a square, resized by area, cut into runs of equal length."""
+"""Episodes of any folder or list of video files, of any codec, size and frame rate that FFmpeg decodes."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import av
-import fsspec
-import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
-from flamscale.data import storage
-from flamscale.data.episode import Episode, split_of
-from flamscale.errors import ConfigError, DataError
+from flamscale.data.episode import Part
+from flamscale.data.sources.camera import CameraSource
+from flamscale.data.sources.inputs import expand, find_files, local_file
+from flamscale.data.sources.timeline import Picture
+from flamscale.errors import DataError, VideoError
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
-_POOLED_EPISODES = 10  # files with fewer episodes are split together, not each for itself
+_SLOWEST = 0.75  # of the wanted frame rate
+_FEWEST = 0.9  # of the frames a file says it has: with fewer it is cut off
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoSource:
-    """Episodes of camera video."""
+class VideoSource(CameraSource):
+    """Episodes of video files; each file is a part.
 
-    input: str = ""
-    """A video file, or a folder of them (local path or URL), searched through its subfolders."""
-    size: int = 64
-    """Height and width of a frame (pixels), even."""
-    episode_frames: int = 32
-    """Frames of one episode (count); what is left at the end of a file is dropped."""
-    crop: str = ""
-    """Square to cut out of every frame, as x0,y0,x1,y1 (pixels); empty takes the largest centred one."""
+    All have one frame rate: `fps`, or that of the first file that can be opened. Files that are much slower are left
+    out, since repeated frames would teach that nothing moves. A remote file is copied to the temporary folder while it
+    is decoded.
+    """
 
-    def __post_init__(self) -> None:
-        if not self.input:
-            raise ConfigError("--source video needs --input: a video file, or a folder of video files.")
-        if self.size < 16 or self.size % 2:
-            raise ConfigError(f"size must be an even number of pixels, 16 or more, got {self.size}.")
-        if self.episode_frames < 2:
-            raise ConfigError(f"episode-frames must be at least 2, got {self.episode_frames}.")
-        self._crop_box  # noqa: B018 - raises where --crop makes no sense
+    def parts(self) -> Sequence[Part]:
+        """Returns the video files in order of name.
 
-    @cached_property
-    def _crop_box(self) -> tuple[int, int, int, int] | None:
-        if not self.crop:
-            return None
-        try:
-            x0, y0, x1, y1 = (int(number) for number in self.crop.split(","))
-        except ValueError:
-            raise ConfigError(f"crop must be four whole numbers x0,y0,x1,y1 (pixels), got {self.crop!r}.") from None
-        if not (0 <= x0 < x1 and 0 <= y0 < y1 and x1 - x0 == y1 - y0):
-            raise ConfigError(f"crop must be a square with x0 < x1 and y0 < y1, got {self.crop}.")
-        return x0, y0, x1, y1
-
-    @cached_property
-    def _files(self) -> tuple[fsspec.AbstractFileSystem, list[str]]:
-        """The file system, and its video files in order of name."""
-        fs, path = storage.locate(self.input)
-        with storage.explained("read", self.input, fs):
-            if fs.isfile(path):
-                return fs, [path]
-            found = fs.find(path)
-        videos = sorted(name for name in found if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES)
+        Raises:
+            DataError: there are none, or none can be opened.
+        """
+        found = []
+        for entry in expand(self.input):
+            found += [(entry, 0)] if entry != self.input and _is_video(entry) else find_files(entry)
+        videos = found if len(found) == 1 else [(name, size) for name, size in found if _is_video(name)]
         if not videos:
-            what = f"{len(found)} other files (single images must be encoded to video first)" if found else "nothing"
+            what = f"{len(found)} other files (for folders of images choose --source images)" if found else "nothing"
             raise DataError(
                 f"Expected video files ({', '.join(VIDEO_SUFFIXES)}) in {self.input}, found {what}: point --input at a "
-                f"video file or a folder of them."
+                f"video file, a folder of them, or a .txt list."
             )
-        return fs, videos
+        parts = [Part(number=number, name=name, size=size) for number, (name, size) in enumerate(videos)]
+        fps = self.fps or _first_rate(parts)
+        return [replace(part, fps=fps) for part in parts]
 
-    @cached_property
-    def _episode_counts(self) -> list[int]:
-        """Whole episodes in each file, from its packets, without decoding."""
-        counts = [self._count_frames(name) // self.episode_frames for name in self._files[1]]
-        if not sum(counts):
-            raise DataError(
-                f"Every video in {self.input} has fewer frames than one episode of {self.episode_frames}: choose "
-                f"shorter episodes or longer videos."
-            )
-        return counts
-
-    def __len__(self) -> int:
-        return sum(self._episode_counts)
-
-    def __iter__(self) -> Iterator[Episode]:
-        """Yields the episodes file by file, in time order, split 80/10/10 in that order."""
-        counts = self._episode_counts
-        num_pooled = sum(count for count in counts if count < _POOLED_EPISODES)
-        pooled = 0
-        for number, (name, count) in enumerate(zip(self._files[1], counts, strict=True)):
-            for index, (frames, fps) in zip(range(count), self._cut(name), strict=False):
-                split = split_of(index, count) if count >= _POOLED_EPISODES else split_of(pooled, num_pooled)
-                pooled += count < _POOLED_EPISODES
-                yield Episode(
-                    key=f"video-{number:06d}-{index:06d}",
-                    split=split,
-                    frames=frames,
-                    fps=fps,
-                    info={"source": PurePosixPath(name).name, "first_frame": index * self.episode_frames},
+    def pictures(self, part: Part) -> Iterator[Picture]:
+        with _Video(part.name) as video:
+            if video.fps < _SLOWEST * part.fps:
+                raise VideoError(
+                    f"The video {part.name} has {video.fps:g} frames a second, far from the {part.fps:g} wanted: give "
+                    f"a lower --fps, or take it out of the folder."
                 )
+            yield from video.pictures()
 
-    def _count_frames(self, name: str) -> int:
-        with _Video(self._files[0], name) as video:
-            return video.count_frames()
 
-    def _cut(self, name: str) -> Iterator[tuple[UInt8[np.ndarray, "F H W 3"], float]]:
-        """Yields runs of `episode_frames` frames of one file, with its frame rate."""
-        run: list[np.ndarray] = []
-        with _Video(self._files[0], name) as video:
-            for picture in video.pictures():
-                run.append(self._resize(picture, name))
-                if len(run) == self.episode_frames:
-                    yield np.stack(run), video.fps
-                    run = []
+def _is_video(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
 
-    def _resize(self, picture: Image.Image, name: str) -> UInt8[np.ndarray, "H W 3"]:
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        box = self._crop_box or (left, top, left + side, top + side)
-        if box[2] > picture.width or box[3] > picture.height:
-            raise ConfigError(
-                f"crop {self.crop} reaches outside the frames of {name}, which are {picture.width}x{picture.height} "
-                f"pixels."
-            )
-        return np.asarray(picture.resize((self.size, self.size), Image.Resampling.BOX, box=box))
+
+def _first_rate(parts: Sequence[Part]) -> float:
+    """Frame rate of the first video that can be opened."""
+    faults = []
+    for part in parts:
+        try:
+            with _Video(part.name) as video:
+                return video.fps
+        except VideoError as error:
+            faults.append(error)
+    raise faults[0]
 
 
 class _Video:
     """One open video file; every fault of it is one sentence."""
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, name: str) -> None:
-        self._fs = fs
+    def __init__(self, name: str) -> None:
         self._name = name
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "_Video":
         with self._faults(), contextlib.ExitStack() as opened:
-            file = opened.enter_context(self._fs.open(self._name, "rb"))
-            self._container = opened.enter_context(av.open(file, "r"))
+            path = opened.enter_context(local_file(self._name))
+            self._container = opened.enter_context(av.open(path, "r"))
             self._stream = self._container.streams.video[0]
             if not self.fps:
                 raise ValueError("it states no frame rate")
@@ -155,22 +101,35 @@ class _Video:
     def fps(self) -> float:
         return float(self._stream.average_rate or self._stream.guessed_rate or 0)
 
-    def count_frames(self) -> int:
+    def pictures(self) -> Iterator[Picture]:
+        """Yields what comes out of the decoder; damage that it conceals without a mark passes unnoticed."""
+        count, first, time_s = 0, None, 0.0
         with self._faults():
-            return sum(packet.size > 0 for packet in self._container.demux(self._stream))
+            for count, frame in enumerate(self._container.decode(self._stream), start=1):
+                if frame.is_corrupt and first is None:
+                    continue  # a recording that starts between two keyframes
+                if frame.is_corrupt:
+                    raise ValueError(f"frame {count - 1} is damaged")
+                first = first or count
+                time_s = time_s + 1 / self.fps if frame.time is None else frame.time
+                yield Picture(time_s=time_s, load=partial(self._image, frame))
+            if count < _FEWEST * self._stream.frames:
+                raise ValueError(f"it breaks off after {count} of {self._stream.frames} frames")
 
-    def pictures(self) -> Iterator[Image.Image]:
+    def _image(self, frame: av.VideoFrame) -> Image.Image:
+        """The frame in RGB, turned upright."""
         with self._faults():
-            for frame in self._container.decode(self._stream):
-                yield frame.to_image()
+            picture = frame.to_image()
+        turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+        turn = turns.get(frame.rotation % 360)
+        return picture if turn is None else picture.transpose(turn)
 
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:
-        with storage.explained("read", self._name, self._fs):
-            try:
-                yield
-            except (av.FFmpegError, IndexError, ValueError, OSError) as error:  # IndexError: no video stream
-                raise DataError(
-                    f"The video {self._name} cannot be decoded ({error}): repair it, convert it (for example with "
-                    f"ffmpeg), or take it out of the folder."
-                ) from error
+        try:
+            yield
+        except (av.FFmpegError, IndexError, ValueError, FileNotFoundError) as error:  # IndexError: no video stream
+            raise VideoError(
+                f"The video {self._name} cannot be decoded ({error}): repair it, convert it (for example with ffmpeg), "
+                f"or take it out of the folder."
+            ) from error

@@ -142,7 +142,7 @@ class _Samples:
         try:
             frames, fps, height, width = _probe(member.content)
         except (av.FFmpegError, IndexError, ValueError, StopIteration):  # IndexError: no video stream
-            self._fault = "video that cannot be decoded"
+            self._fault = "video that cannot be decoded, or is no mp4"
             return
         sha256 = hashlib.sha256(member.content).hexdigest()
         self._sample = Sample(self._key, member.offset, member.size, sha256, frames, fps, height, width)
@@ -150,7 +150,7 @@ class _Samples:
 
 def _probe(video: bytes) -> tuple[int, float, int, int]:
     """Returns frames, frames a second, height and width; decodes the first frame and counts the packets of the rest."""
-    with av.open(io.BytesIO(video), "r") as container:
+    with av.open(io.BytesIO(video), "r", format="mp4") as container:  # the only container that clips are read from
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         if not stream.average_rate:

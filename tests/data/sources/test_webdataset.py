@@ -86,7 +86,9 @@ def test_the_samples_are_those_webdataset_reads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("container", "codec"), [("avi", "mpeg4"), ("matroska", "libx264"), ("webm", "libvpx"), ("mov", "libx264")]
 )
-def test_other_containers_count_as_videos(tmp_path: Path, container: str, codec: str) -> None:
+def test_only_the_mp4_family_is_indexed_since_clips_are_read_from_nothing_else(
+    tmp_path: Path, container: str, codec: str
+) -> None:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as film:
         stream = film.add_stream(
@@ -98,8 +100,13 @@ def test_other_containers_count_as_videos(tmp_path: Path, container: str, codec:
         film.mux(stream.encode(None))
     extension = {"matroska": "mkv"}.get(container, container)
     _write(tmp_path / "0.tar", {f"a.{extension}": buffer.getvalue()})
+    if container != "mov":
+        with pytest.raises(DataError, match=r"cannot be decoded, or is no mp4: 1"):
+            _index(tmp_path, tmp_path)
+        return
     manifest, _ = _index(tmp_path, tmp_path)
     (shard,) = manifest.shards
+    assert len(decode_frames(buffer.getvalue(), 0, 20)) == 20
     assert (manifest.height, manifest.width, manifest.fps, shard.samples.frames.tolist()) == (32, 48, 12.0, [20])
 
 
@@ -130,7 +137,7 @@ def test_everything_left_out_is_counted_by_reason(tmp_path: Path) -> None:
     assert videos["twice"] == hashlib.sha256(_video(4)).digest()
     assert left_out.counts == {
         "no video among the members": 1,
-        "video that cannot be decoded": 2,
+        "video that cannot be decoded, or is no mp4": 2,
         "name that leads out of the archive": 3,
         "key used before in the same tar": 2,
         "frames of another size than 16x16, the most common": 1,
@@ -252,7 +259,8 @@ def test_nothing_to_index_is_told_in_one_sentence(tmp_path: Path) -> None:
         len(WebdatasetSource(input=str(tmp_path)))
     _write(tmp_path / "0.tar", {"a.txt": b"words", "b.mp4": b"noise"})
     with pytest.raises(
-        DataError, match=r"Not one sample of the 1 tars .* \(no video .*: 1, video that cannot be decoded: 1\): point"
+        DataError,
+        match=r"Not one sample of the 1 tars .* \(no video .*: 1, video that cannot be decoded, or is no mp4: 1\): point",
     ):
         _index(tmp_path, tmp_path)
     with pytest.raises(ConfigError, match="--source webdataset needs --input"):
