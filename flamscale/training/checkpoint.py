@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save
 
 from flamscale.errors import CheckpointError
 from flamscale.training.engine import Engine
+from flamscale.training.engine_state import read_module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,6 +246,18 @@ def read_meta(path: Path) -> dict[str, Any]:
             f"Expected a readable meta.json in {path}, found {error}; delete that folder to go on from the checkpoint "
             "before it."
         ) from error
+
+
+def read_objective(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the state dict of the objective in the committed checkpoint at `path`, on the CPU.
+
+    Raises:
+        CheckpointError: it is damaged, or no checkpoint.
+    """
+    for name, expected in read_meta(path)["files"].items():
+        if not (path / name).is_file() or _hash(path / name) != expected:
+            raise CheckpointError(f"Expected {path / name} as it was committed, found it missing or changed.")
+    return read_module(path)
 
 
 def _write_json(path: Path, values: Any) -> None:

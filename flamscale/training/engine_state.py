@@ -65,6 +65,11 @@ class StateReader:
         return self._files[name].get_tensor(name)  # type: ignore[attr-defined]
 
     @property
+    def names(self) -> list[str]:
+        """All that can be read."""
+        return list(self._files)
+
+    @property
     def step(self) -> Tensor:
         """Steps the optimiser has taken, float32 []."""
         return self(_STEP)
@@ -89,3 +94,11 @@ def check_frozen(found: Mapping[str, Tensor], written: Mapping[str, Tensor], fol
                 f"Expected {name} to be what {folder / _FROZEN} says after loading it, found another value; this is a "
                 "fault of the engine: go on from an exported model."
             )
+
+
+def read_module(folder: Path) -> dict[str, Tensor]:
+    """Returns the state dict of the objective whose checkpoint this is, on the CPU, without the optimiser's state."""
+    prefix = key("parameter", "")
+    with open_state(folder) as read:
+        parameters = {name.removeprefix(prefix): read(name) for name in read.names if name.startswith(prefix)}
+    return parameters | read_frozen(folder)
