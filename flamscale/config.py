@@ -24,6 +24,9 @@ class DataConfig:
     """Folder or s3:// URL of the data set: the one that holds manifest.arrow; several are mixed."""
     weights: tuple[float, ...] = ()
     """How often each of several data sets is drawn from (any unit); if not given, by its number of clips."""
+    latents: tuple[str, ...] = ()
+    """Folder or URL of each data set's latents, from recipes/tokenize_shards.py: stage 2 reads them in place of video
+    and needs the tokenizer they were made by, see tokenizer_from."""
     window_shards: int = 16
     """Shards whose clips are shuffled together (count); reads stay near-sequential inside a window."""
     num_processes: int = 0
@@ -52,6 +55,10 @@ class DataConfig:
         _require(
             len(set(self.url)) == len(self.url) and all(self.url),
             f"data.url must name each data set once, got {self.url}.",
+        )
+        _require(
+            not self.latents or len(self.latents) == len(self.url),
+            f"data.latents must name one folder for each of the {len(self.url)} data sets, got {self.latents}.",
         )
         _require(self.num_processes >= 0, f"data.num-processes must be 0 or more, got {self.num_processes}.")
         _require(self.decode_threads >= 1, f"data.decode-threads must be at least 1, got {self.decode_threads}.")
@@ -338,6 +345,8 @@ class PretrainConfig:
     seed: int = 0
     """Seed of initial weights, data order and sampling (0 to 2**63 - 1)."""
     data: DataConfig = field(default_factory=DataConfig)
+    tokenizer_from: str = ""
+    """Run directory, or model/ folder, whose trained tokenizer this run uses; stage 1 is then left out."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenizer_stage: TokenizerStageConfig = field(default_factory=TokenizerStageConfig)
     flam: FlamConfig = field(default_factory=FlamConfig)

@@ -1,8 +1,9 @@
 """The main job as one worker runs it: a config and an engine factory in, a finished run directory and its result out.
 
-Flow: shards -> stage 1 (tokenizer) -> stage 2 (FLAM on the frozen tokenizer's features) -> export in Hugging Face form
--> rollouts on held-out clips. Every finished part lies on disk, so that the same job, submitted again, goes on from
-there. Knows no cluster: the same function runs in one process with a TorchEngine and under Ray with a ZeroEngine.
+Flow: shards -> stage 1 (tokenizer, or one trained elsewhere) -> stage 2 (FLAM on the frozen tokenizer's features) ->
+export in Hugging Face form -> rollouts on held-out clips. Every finished part lies on disk, so that the same job,
+submitted again, goes on from there. Knows no cluster: the same function runs in one process with a TorchEngine and
+under Ray with a ZeroEngine.
 """
 
 import math
@@ -16,12 +17,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from flamscale_kernels.dispatch import obstacle
 from torch import Tensor, nn
 
 from flamscale.config import PretrainConfig, StageConfig
+from flamscale.data.latents import load_latents
 from flamscale.data.loader import ClipLoader
 from flamscale.data.mixture import Mixture
 from flamscale.data.reader import Transform
@@ -29,8 +30,8 @@ from flamscale.data.sampling import eval_clips, median_frame
 from flamscale.errors import ConfigError
 from flamscale.models.flam import Flam
 from flamscale.models.lpips import Lpips, check_image_size
-from flamscale.models.tokenizer import Tokenizer, to_images
-from flamscale.run_directory import RunDirectory
+from flamscale.models.tokenizer import Tokenizer, frame_encoder, to_images
+from flamscale.run_directory import RunDirectory, check_same_tokenizer, find_tokenizer
 from flamscale.training.checkpoint import CheckpointStore
 from flamscale.training.engine import Engine
 from flamscale.training.metrics import MetricsRecorder
@@ -106,7 +107,10 @@ def pretrain(
     try:
         with worker.timed("tokenizer_stage_s"):
             if not directory.has_tokenizer:
-                train_tokenizer(worker)
+                if config.tokenizer_from:
+                    take_tokenizer(worker)
+                else:
+                    train_tokenizer(worker)
             tokenizer = directory.load_tokenizer(config.tokenizer, data.hash)
         with worker.timed("flam_stage_s"):
             flam = train_flam(worker, tokenizer)
@@ -123,8 +127,8 @@ def check_inputs(config: PretrainConfig, write: bool = True) -> Mixture:
         write: also create the run directory, or check that it holds this run.
 
     Raises:
-        FlamError: the data set is missing or of another size, LPIPS weights are wanted and not there, the run
-            directory is not to be written or another run's.
+        FlamError: the data set is missing or of another size, LPIPS weights, a trained tokenizer or latents are wanted
+            and not there or not the right ones, the run directory is not to be written or another run's.
     """
     data = Mixture.load(config.data.url, config.data.weights)
     size = config.tokenizer.image_size
@@ -135,11 +139,32 @@ def check_inputs(config: PretrainConfig, write: bool = True) -> Mixture:
         )
     for split in ("train", "validation", "test"):
         data.of_split(split)
-    if not RunDirectory(Path(config.out)).has_tokenizer:
+    directory = RunDirectory(Path(config.out))
+    if not directory.has_tokenizer and not config.tokenizer_from:
         load_perceptual(config)  # only to find now what would stop stage 1
+    _check_trained(config, data, directory)
     if write:
-        RunDirectory(Path(config.out)).open(config, data.hash)
+        directory.open(config, data.hash)
     return data
+
+
+def _check_trained(config: PretrainConfig, data: Mixture, directory: RunDirectory) -> None:
+    """Checks a tokenizer from elsewhere, and latents against the run's tokenizer."""
+    tokenizer = None
+    if config.tokenizer_from and not directory.has_tokenizer:
+        found = find_tokenizer(config.tokenizer_from)
+        check_same_tokenizer(found, config.tokenizer)
+        tokenizer = found.tokenizer
+    if not config.data.latents:
+        return
+    if directory.has_tokenizer:
+        tokenizer = directory.read_tokenizer()
+    if tokenizer is None:
+        raise ConfigError(
+            f"data.latents {' '.join(config.data.latents)} can be used only with the tokenizer they were made by, and "
+            f"this run is about to train one of its own: pass that one's run directory as --tokenizer-from."
+        )
+    load_latents(config.data.latents, data, tokenizer.hash)
 
 
 def load_perceptual(config: PretrainConfig) -> Lpips | None:
@@ -156,6 +181,18 @@ def load_perceptual(config: PretrainConfig) -> Lpips | None:
     return perceptual
 
 
+def take_tokenizer(worker: Worker) -> None:
+    """In place of stage 1: takes a trained tokenizer into the run directory.
+
+    Every worker that finds none there writes the same bytes, so that no worker waits for another.
+    """
+    config, directory = worker.config, worker.directory
+    found = find_tokenizer(config.tokenizer_from)
+    directory.save_median_frame(median_frame(worker.data))
+    directory.save_tokenizer(found.tokenizer, worker.data.hash, found)
+    worker.say(f"tokenizer: taken from {config.tokenizer_from}, stage 1 is left out")
+
+
 def train_tokenizer(worker: Worker) -> None:
     """Stage 1: trains the tokenizer on frames, and writes it into the run directory (Eq. 1)."""
     config, stage, directory = worker.config, worker.config.tokenizer_stage, worker.directory
@@ -169,7 +206,7 @@ def train_tokenizer(worker: Worker) -> None:
         directory.save_median_frame(median_frame(worker.data))
     engine.barrier()
     prepare = TokenizerInputs(directory.load_median_frame(), stage, worker.device)
-    state = _train(worker, "tokenizer", engine, stage, prepare, transform=None)
+    state = _train(worker, "tokenizer", engine, stage, prepare, worker.data, transform=None)
     if worker.rank == 0:
         trained = Tokenizer(config.tokenizer)
         _load_part(trained, state, "tokenizer.")
@@ -188,12 +225,13 @@ def train_flam(worker: Worker, tokenizer: Tokenizer) -> Flam | None:
     prepare = FlamInputs(tokenizer, flam, stage, config.seed, worker.device)
     engine = worker.make_engine(FlamObjective(flam, stage), stage)
 
-    @torch.no_grad()
-    def to_indices(frames: np.ndarray) -> np.ndarray:
-        return tokenizer.encode(to_images(torch.from_numpy(frames).to(worker.device))).cpu().numpy()
-
-    tokenize_once = config.data.cache_mib and not config.data.num_processes
-    state = _train(worker, "flam", engine, stage, prepare, transform=to_indices if tokenize_once else None)
+    data, transform = worker.data, None
+    if config.data.latents:
+        data = load_latents(config.data.latents, data, tokenizer.hash)
+        worker.say(f"flam: reading latents from {' '.join(config.data.latents)}")
+    elif config.data.cache_mib and not config.data.num_processes:  # else nothing would keep what is encoded
+        transform = frame_encoder(tokenizer)
+    state = _train(worker, "flam", engine, stage, prepare, data, transform)
     engine.close()
     if worker.rank != 0:
         return None
@@ -234,14 +272,20 @@ def finish(worker: Worker, tokenizer: Tokenizer, flam: Flam) -> dict[str, Any]:
 
 
 def _train(
-    worker: Worker, name: str, engine: Engine, stage: StageConfig, prepare: Prepare, transform: Transform | None
+    worker: Worker,
+    name: str,
+    engine: Engine,
+    stage: StageConfig,
+    prepare: Prepare,
+    data: Mixture,
+    transform: Transform | None,
 ) -> dict[str, Tensor]:
-    """Trains or resumes one stage; returns the objective's trained state on rank 0."""
+    """Trains or resumes one stage on videos or their latents; returns the objective's trained state on rank 0."""
     config = worker.config
     store = CheckpointStore(worker.directory.checkpoints(name), stage.keep_checkpoints)
     with (
-        _loader(worker, "train", stage, transform, config.seed) as loader,
-        _loader(worker, "validation", stage, transform, seed=0) as held_out,
+        _loader(worker, data, "train", stage, transform, config.seed) as loader,
+        _loader(worker, data, "validation", stage, transform, seed=0) as held_out,
     ):
         train(
             stage=name,
@@ -258,10 +302,12 @@ def _train(
     return engine.full_state_dict()
 
 
-def _loader(worker: Worker, split: str, stage: StageConfig, transform: Transform | None, seed: int) -> ClipLoader:
-    data = worker.config.data
+def _loader(
+    worker: Worker, data: Mixture, split: str, stage: StageConfig, transform: Transform | None, seed: int
+) -> ClipLoader:
+    config = worker.config.data
     return ClipLoader(
-        worker.data,
+        data,
         split,
         clip_frames=stage.clip_frames,
         frame_stride=stage.frame_stride,
@@ -271,7 +317,7 @@ def _loader(worker: Worker, split: str, stage: StageConfig, transform: Transform
         rank=worker.rank,
         world_size=worker.world_size,
         seed=seed,
-        config=data if split == "train" else replace(data, num_processes=0, prefetch_batches=0),
+        config=config if split == "train" else replace(config, num_processes=0, prefetch_batches=0),
         transform=transform,
         node_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
     )

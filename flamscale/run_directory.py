@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from flamscale.config import PretrainConfig, TokenizerConfig, to_json
+from flamscale.config import PretrainConfig, TokenizerConfig, from_dict, to_json
 from flamscale.data import storage
 from flamscale.errors import CheckpointError, ConfigError, DataError
 from flamscale.models.tokenizer import Tokenizer
@@ -25,6 +25,7 @@ _FREE_SECTIONS = ("out", "evaluation", "cluster")
 _FREE_SETTINGS = (
     "micro_batch",
     "url",
+    "latents",
     "num_processes",
     "decode_backend",
     "decode_threads",
@@ -46,6 +47,41 @@ _FREE_SETTINGS = (
 
 The data set may move; checkpoints and tokenizer know its content.
 """
+
+
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """A tokenizer from elsewhere."""
+
+    tokenizer: Tokenizer
+    """Frozen, in eval mode, on the CPU."""
+    place: str
+    """Run directory or exported model it was found in."""
+    manifest_hash: str | None
+    """The data set it was trained on; None for an exported model, which does not tell."""
+
+
+def find_tokenizer(place: str) -> TrainedTokenizer:
+    """Reads the tokenizer of a run directory whose stage 1 is finished, or of an exported model.
+
+    Raises:
+        ConfigError: the place is neither.
+        CheckpointError: its files are damaged.
+    """
+    directory = RunDirectory(Path(place))
+    if directory.has_tokenizer:
+        description = directory.describe_tokenizer()
+        trained_on = description.get("trained_on", description["manifest_hash"])
+        return TrainedTokenizer(directory.read_tokenizer(), place, trained_on)
+    if not (Path(place) / "model.safetensors").exists():
+        raise ConfigError(
+            f"Expected a trained tokenizer in {place}, found none: pass a run directory whose stage 1 is finished, or "
+            f"the model/ folder of a finished run."
+        )
+    from flamscale.models.huggingface import FlamForWorldModeling  # seconds to import
+
+    model = FlamForWorldModeling.from_pretrained(place)
+    return TrainedTokenizer(model.tokenizer.eval().requires_grad_(False), place, None)
 
 
 @dataclass(frozen=True)
@@ -126,17 +162,27 @@ class RunDirectory:
                 f"{manifest_hash[:12]}); choose another --out, or the data it was trained on."
             )
 
-    def save_tokenizer(self, tokenizer: Tokenizer, manifest_hash: str) -> None:
-        """Writes the finished tokenizer; its description comes last and makes it count."""
+    def save_tokenizer(
+        self, tokenizer: Tokenizer, manifest_hash: str, taken_from: TrainedTokenizer | None = None
+    ) -> None:
+        """Writes the run's tokenizer; its description comes last and makes it count.
+
+        Args:
+            tokenizer: its weights.
+            manifest_hash: the data set of this run.
+            taken_from: where it comes from, unless this run trained it.
+        """
         self.tokenizer.mkdir(exist_ok=True)
         weights = self.tokenizer / "tokenizer.safetensors"
         state = {name: value.contiguous() for name, value in tokenizer.state_dict().items()}
         storage.write_bytes(str(weights), save(state))
-        description = {
+        description: dict[str, Any] = {
             "config": dataclasses.asdict(tokenizer.config),
             "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
             "manifest_hash": manifest_hash,
         }
+        if taken_from is not None:
+            description |= {"taken_from": taken_from.place, "trained_on": taken_from.manifest_hash}
         storage.write_bytes(str(self.tokenizer / "tokenizer.json"), json.dumps(description, indent=2).encode())
 
     @property
@@ -150,19 +196,27 @@ class RunDirectory:
         Raises:
             CheckpointError: it is damaged, of another config, or was trained on another data set.
         """
-        description = self._check_tokenizer(config, manifest_hash)
-        weights = self.tokenizer / "tokenizer.safetensors"
+        self._check_tokenizer(config, manifest_hash)
+        return self.read_tokenizer()
+
+    def read_tokenizer(self) -> Tokenizer:
+        """Reads the finished tokenizer, frozen, in eval mode, on the CPU; raises CheckpointError if it is damaged."""
+        description, weights = self.describe_tokenizer(), self.tokenizer / "tokenizer.safetensors"
         if hashlib.sha256(weights.read_bytes()).hexdigest() != description["sha256"]:
             raise CheckpointError(
                 f"{weights} is damaged: its checksum is not the one in tokenizer.json; delete its folder."
             )
-        tokenizer = Tokenizer(config)
+        tokenizer = Tokenizer(from_dict(TokenizerConfig, description["config"]))
         tokenizer.load_state_dict(load_file(weights))
         return tokenizer.eval().requires_grad_(False)
 
-    def _check_tokenizer(self, config: TokenizerConfig, manifest_hash: str) -> dict[str, Any]:
-        """Returns what tokenizer.json says, checked to be of this config and data set."""
-        description = json.loads((self.tokenizer / "tokenizer.json").read_text())
+    def describe_tokenizer(self) -> dict[str, Any]:
+        """Returns what tokenizer.json says: config, checksum, data set and, if it was taken from there, its origin."""
+        return json.loads((self.tokenizer / "tokenizer.json").read_text())
+
+    def _check_tokenizer(self, config: TokenizerConfig, manifest_hash: str) -> None:
+        """Checks that tokenizer.json is of this config and data set."""
+        description = self.describe_tokenizer()
         changes = _differences(description["config"], json.loads(to_json(config)), "tokenizer.")
         if changes:
             raise CheckpointError(
@@ -170,12 +224,12 @@ class RunDirectory:
                 "use its settings."
             )
         if description["manifest_hash"] != manifest_hash:
+            verb = "taken for" if "taken_from" in description else "trained on"
             raise CheckpointError(
-                f"The tokenizer in {self.tokenizer} was trained on another data set (manifest "
+                f"The tokenizer in {self.tokenizer} was {verb} another data set (manifest "
                 f"{description['manifest_hash'][:12]}, now {manifest_hash[:12]}); choose another --out, or the "
-                f"data it was trained on."
+                f"data it was {verb}."
             )
-        return description
 
     def save_median_frame(self, frame: Tensor) -> None:
         """Writes the median training frame, uint8 [H, W, 3]."""
@@ -184,6 +238,16 @@ class RunDirectory:
     def load_median_frame(self) -> Tensor:
         """Reads the median training frame, uint8 [H, W, 3]."""
         return load_file(self.median_frame)["median_frame"].to(torch.uint8)
+
+
+def check_same_tokenizer(found: TrainedTokenizer, config: TokenizerConfig) -> None:
+    """Raises ConfigError, naming the settings that differ, unless the tokenizer found is of this config."""
+    changes = _differences(dataclasses.asdict(found.tokenizer.config), dataclasses.asdict(config), "tokenizer.")
+    if changes:
+        raise ConfigError(
+            f"The tokenizer in {found.place} has other settings than this run: {'; '.join(changes)}; use its settings, "
+            f"or another tokenizer."
+        )
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:

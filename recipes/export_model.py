@@ -51,8 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     flam = Flam(config.flam, config.tokenizer)
     state = read_objective(path)
     flam.load_state_dict({name: state[f"flam.{name}"] for name in flam.state_dict()})
-    trained_on = json.loads((directory.tokenizer / "tokenizer.json").read_text())["manifest_hash"]
-    model = FlamForWorldModeling.from_modules(directory.load_tokenizer(config.tokenizer, trained_on), flam)
+    model = FlamForWorldModeling.from_modules(directory.read_tokenizer(), flam)
     model.save_pretrained(chosen.out)
     write_model_card(Path(chosen.out), model)
     print(f"{path} exported to {chosen.out}")

@@ -76,6 +76,9 @@ def check_absolute(found: Iterable[tuple[str, str]]) -> None:
 def places(run: PretrainConfig) -> list[tuple[str, str]]:
     """Returns the flags that name files and folders, each with what this run has there."""
     found = [("--out", run.out), *(("--data.url", url) for url in run.data.url)]
+    found += [("--data.latents", url) for url in run.data.latents]
+    if run.tokenizer_from:
+        found.append(("--tokenizer-from", run.tokenizer_from))
     if run.data.shard_cache:
         found.append(("--data.shard-cache", run.data.shard_cache))
     if run.tokenizer_stage.lpips_weights:

@@ -8,6 +8,7 @@ log, and stops what it started, also on Ctrl-C or SIGTERM.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import shlex
@@ -124,9 +125,10 @@ def _num_cpus(config: PretrainConfig) -> int:
 def _absolute(config: PretrainConfig) -> list[str]:
     """Flags that name files and folders by their whole paths: the job runs in a copy of this folder."""
     flags = []
-    for flag, place in places(config):
-        if is_relative(place):
-            flags += [flag, str(Path(place).resolve())]
+    for flag, found in itertools.groupby(places(config), key=lambda item: item[0]):
+        given = [place for _, place in found]
+        if any(map(is_relative, given)):
+            flags += [flag, *(str(Path(place).resolve()) if is_relative(place) else place for place in given)]
     return flags
 
 

@@ -176,7 +176,9 @@ class ClipReader:
                 continue
             member = self._space.samples(shard).members[self._content]
             offset, size_bytes = int(member.offsets[sample]), int(member.sizes[sample])
-            if shard in self._local:
+            if not size_bytes:
+                contents[shard, sample] = bytes  # told as what it is when it is decoded
+            elif shard in self._local:
                 contents[shard, sample] = partial(self._files.read, self._local[shard], offset, size_bytes)
             elif (copy := self._copy_of(shard)) is not None:
                 contents[shard, sample] = partial(self._read_copy, copy, offset, size_bytes)
@@ -224,6 +226,8 @@ class ClipReader:
         sample_id = clip.shard, clip.sample
         get = contents.get(sample_id) or self._request({sample_id})[sample_id]  # it fell out of the cache meanwhile
         content = get()
+        if self._content != VIDEO and not samples.members[self._content].sizes[clip.sample]:
+            raise BadSampleError("whose video was damaged when latents were made of it")
         if hashlib.sha256(content).digest() != expected and clip.shard not in self._local:
             member = samples.members[self._content]
             offset, size_bytes = int(member.offsets[clip.sample]), int(member.sizes[clip.sample])

@@ -122,6 +122,12 @@ def remove(url: str) -> None:
         _attempt("delete", url, lambda fs, path: fs.rm_file(path))
 
 
+def remove_folder(url: str) -> None:
+    """Deletes a folder and all in it, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        _attempt("delete", url, lambda fs, path: fs.rm(path, recursive=True))
+
+
 def check_writable(url: str) -> None:
     """Raises DataError unless files can be created under the folder `url`."""
     probe = join(url, f".write-test-{uuid.uuid4().hex}")

@@ -1,8 +1,11 @@
 """Tokenizer: frames in, N patch tokens of C channels out, and back (stage 1, Eq. 1)."""
 
+import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
@@ -76,6 +79,15 @@ class Tokenizer(nn.Module):
         self.to_features = nn.Linear(len(config.fsq_levels), config.feature_channels)
         self.decoder = build_decoder(config)
 
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) of all weights with their names: the tokenizer's identity, whichever file it came from."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     def forward(self, images: Float[Tensor, "M 3 H W"]) -> TokenizerOutput:
         codes, indices = self.fsq(self._encode(images))
         features = self._features(codes)
@@ -117,3 +129,12 @@ class Tokenizer(nn.Module):
     def _decode(self, features: Float[Tensor, "M N C"]) -> Float[Tensor, "M 3 H W"]:
         side = self.config.image_size // self.config.downsample
         return self.decoder(features.mT.unflatten(-1, (side, side))) * 0.5 + 0.5
+
+
+def frame_encoder(tokenizer: Tokenizer) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function from uint8 frames [M, H, W, 3] to codebook indices [M, N], as the data layer takes it."""
+
+    def encode(frames: np.ndarray) -> np.ndarray:
+        return tokenizer.encode(to_images(torch.from_numpy(frames).to(tokenizer.fsq.basis.device))).cpu().numpy()
+
+    return encode
