@@ -103,7 +103,7 @@ def speed(contest: Contest, config: BenchmarkLoader) -> None:
             contest.add("video, S3, no copies", job, url, others, config.rounds)
 
 
-def survivors(contest: Contest) -> None:
+def survivors(contest: Contest, config: BenchmarkLoader) -> None:
     """Counts the samples of a 250-sample shard that come through after one header was overwritten."""
     for form, name in {"tar": "one", "mds": "one-mds", "litdata": "one-litdata"}.items():
         folder = contest.folder / name
@@ -112,7 +112,8 @@ def survivors(contest: Contest) -> None:
         elif folder.exists():
             corrupt_index(sorted(folder.glob("*.mds" if form == "mds" else "*.bin"))[0])
     names = [name for name in contest.contestants if name != "bare loop"]
-    contest.add("survivors of 250", ONE_SHARD, str(contest.folder / "one"), names)
+    job = replace(ONE_SHARD, num_processes=config.num_processes[0])
+    contest.add("survivors of 250", job, str(contest.folder / "one"), names)
 
 
 def starts(contest: Contest, config: BenchmarkLoader) -> None:
@@ -127,6 +128,20 @@ def starts(contest: Contest, config: BenchmarkLoader) -> None:
             f"start at {share:.0%}", replace(job, task="start", start=share), data, ["flamscale"], config.rounds
         )
     contest.add("memory", replace(job, task="memory"), data, names)
+
+
+def write(contest: Contest, config: BenchmarkLoader) -> None:
+    """Writes what has been measured so far."""
+    result = {
+        "machine": {"cpu_cores": os.cpu_count(), "load_average": os.getloadavg()},
+        "run": {"rounds": config.rounds, "run_s": config.run_s},
+        "versions": {name: version(name) for name in ("av", "torch", "numpy")},
+        "packages": {name: peer.packages for name, peer in PEERS.items()},
+        "missing": contest.missing,
+        "settings": contest.settings,
+        "rows": contest.rows,
+    }
+    config.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -144,18 +159,9 @@ def main(arguments: Sequence[str]) -> None:
         write_videos(str(folder / "one"), ONE_SHARD.num_samples, ONE_SHARD.sample_frames, size=64, shard_bytes=2**30)
         for data, content in {"video": "mp4", "latents": LATENTS, "one": "mp4"}.items():
             contest.write(data, content)
-        speed(contest, config)
-        survivors(contest)
-        starts(contest, config)
-    result = {
-        "machine": {"cpu_cores": os.cpu_count(), "load_average_at_the_end": os.getloadavg()},
-        "versions": {name: version(name) for name in ("av", "torch", "numpy")},
-        "packages": {name: peer.packages for name, peer in PEERS.items()},
-        "missing": contest.missing,
-        "settings": contest.settings,
-        "rows": contest.rows,
-    }
-    config.out.write_text(json.dumps(result, indent=1) + "\n")
+        for part in (speed, survivors, starts):
+            part(contest, config)
+            write(contest, config)
     print_table(contest.rows)
 
 

@@ -1,5 +1,6 @@
 """The limit: plain processes that read a sample's bytes at a known place, decode a clip of it and drop the frames."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -9,7 +10,12 @@ import numpy as np
 from contest import WARM_S, Decode, Job, speed
 
 from flamscale.data import storage
-from flamscale.data.manifest import Manifest
+from flamscale.data.manifest import VIDEO, Manifest
+
+
+def _load(content: bytes) -> np.ndarray:
+    """The textbook's way to read latents; what the loaders do parses a header only once."""
+    return np.load(io.BytesIO(content))
 
 
 def _read_on(job: Job, queue: multiprocessing.Queue) -> None:
@@ -19,7 +25,7 @@ def _read_on(job: Job, queue: multiprocessing.Queue) -> None:
         file = os.open(storage.local_path(shard.url) or shard.url, os.O_RDONLY)
         member = shard.samples.members[job.content]
         places += [(file, int(start), int(size)) for start, size in zip(member.offsets, member.sizes, strict=True)]
-    take = Decode(job)
+    take = Decode(job) if job.content == VIDEO else _load
     order = np.random.default_rng().permutation(len(places)).tolist()
     num_clips = 0
     for run_s in (WARM_S, job.run_s):
