@@ -59,10 +59,10 @@ class ClipSpace:
         """Returns clip `number`, 0 <= number < num_clips."""
         if not 0 <= number < self.num_clips:
             raise IndexError(f"clip {number} of {self.num_clips}")
-        shard = int(np.searchsorted(self._shard_ends, number, side="right"))
+        shard = int(self._shard_ends.searchsorted(number, side="right"))
         within_shard = number - (int(self._shard_ends[shard - 1]) if shard else 0)
         _, ends = self._index(shard)
-        sample = int(np.searchsorted(ends, within_shard, side="right"))
+        sample = int(ends.searchsorted(within_shard, side="right"))
         within_sample = within_shard - (int(ends[sample - 1]) if sample else 0)
         return Clip(shard, sample, within_sample * self.clip_hop)
 

@@ -102,7 +102,14 @@ class Samples:
 
     def sha256(self, sample: int) -> bytes:
         """Checksum of the sample's content file (32 bytes)."""
-        return self.batch.column("sha256")[sample].as_py()
+        return self._sha256[sample].tobytes()
+
+    @cached_property
+    def _sha256(self) -> np.ndarray:
+        """uint8 [samples, 32], a view of the column."""
+        column = self.batch.column("sha256")
+        whole = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, 32)
+        return whole[column.offset : column.offset + len(column)]
 
     @cached_property
     def members(self) -> dict[str, Members]:

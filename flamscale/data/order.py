@@ -53,7 +53,7 @@ class ClipOrder:
     def _find(self, epoch: int, offset: int) -> tuple[int, int]:
         """Returns the window that holds `offset`, and the offset at which it starts."""
         _, ends = self._epoch(epoch)
-        window = int(np.searchsorted(ends, offset, side="right"))
+        window = int(ends.searchsorted(offset, side="right"))
         return window, int(ends[window - 1]) if window else 0
 
     def _shuffle_shards(self, epoch: int) -> tuple[Int64[np.ndarray, "shards"], Int64[np.ndarray, "windows"]]:

@@ -40,11 +40,17 @@ class PositionReader:
     order: MixtureOrder
     reader: ClipReader
 
-    def __call__(self, positions: Sequence[int]) -> tuple[np.ndarray, Findings]:
-        """Returns the clips [B, T, ...] and what was met on the way; raises as `ClipReader.read`."""
+    def __call__(self, positions: Sequence[int], memory: memoryview | None = None) -> tuple[np.ndarray, Findings]:
+        """Returns the clips [B, T, ...] and what was met on the way; raises as `ClipReader.read`.
+
+        Args:
+            positions: of the endless order.
+            memory: where video is decoded to, if given.
+        """
         self.reader.want(self.order.shards_near(positions[0]))
-        clips, findings = self.reader.read([self.order.candidates(position) for position in positions])
-        return np.stack(clips), findings
+        batch = self.reader.batch(len(positions), memory)
+        clips, findings = self.reader.read([self.order.candidates(position) for position in positions], batch)
+        return np.stack(clips) if batch is None else batch, findings
 
 
 @dataclass
@@ -231,8 +237,11 @@ def _be_worker(read: PositionReader, environment: dict[str, str], closing: Conne
 
 def _read_into(slot_name: str, positions: list[int]) -> tuple[tuple[tuple[int, ...], str], Findings]:
     """Reads a micro-batch into shared memory; returns its shape and dtype, and the findings."""
-    clips, findings = _worker_read(positions)
     if slot_name not in _worker_slots:
         _worker_slots[slot_name] = SharedMemory(slot_name)
-    np.copyto(np.ndarray(clips.shape, clips.dtype, buffer=_worker_slots[slot_name].buf), clips)
+    memory = _worker_slots[slot_name].buf
+    clips, findings = _worker_read(positions, memory)
+    place = np.ndarray(clips.shape, clips.dtype, memory)
+    if not np.may_share_memory(place, clips):
+        np.copyto(place, clips)
     return (clips.shape, clips.dtype.str), findings

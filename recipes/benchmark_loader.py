@@ -1,0 +1,169 @@
+#!/usr/bin/env python
+"""How close does the loader come to the bare decoding loop, and how does it stand beside its peers?
+
+Measures flamscale's loader, webdataset, MosaicML streaming and litData on the same samples, clips and machine: speed
+over local disk and loopback S3, of videos and of pre-tokenised latents; time to the first batch, also when resumed;
+samples that survive a corrupt header; memory. The limit is a bare loop of as many processes that reads and decodes and
+does nothing else. Contestants take turns, each time in a fresh process; a row is of its best round, the one that other
+work on the machine disturbed least. Peers get an environment each; one that cannot be had is left out with a note.
+
+Command: python recipes/benchmark_loader.py        (--smoke for half a minute without peers)
+Hardware and hours: two idle CPU cores, 10 minutes.
+Expected: 0.95 of the bare loop from local disk, 0.9 from S3 with local copies, 0.8 for latents, and ahead of all peers.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from loader_peers.contest import Job
+from loader_peers.environments import BARE, OURS, PEERS
+from loader_peers.object_store import BUCKET, object_store
+from loader_peers.prepare import LATENTS, corrupt_index, corrupt_tar, write_latents, write_videos
+from loader_peers.turns import Contest
+from rich.console import Console
+from rich.table import Table
+
+from flamscale import command_line
+
+VIDEO = Job(
+    task="speed", url="", content="mp4", num_samples=800, sample_frames=64, clip_frames=16, batch=8, num_processes=1
+)
+TOKENS = replace(VIDEO, content=LATENTS, num_samples=8000, batch=64)
+ONE_SHARD = replace(VIDEO, task="survivors", num_samples=250, sample_frames=32, clip_frames=32, batch=10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkLoader:
+    """Prints a table and writes JSON."""
+
+    smoke: bool = False
+    """Measure our loader and the bare loop alone, from local disk, on little data."""
+    rounds: int = 3
+    """Turns each contestant takes (count)."""
+    run_s: float = 3.0
+    """Time of one measurement of speed (seconds)."""
+    num_processes: tuple[int, ...] = (1, 2)
+    """Processes that read (count), one table row each."""
+    s3: bool = True
+    """Measure over an S3 server on loopback as well."""
+    environments: Path = Path(".venv-peers")
+    """Folder for the peers' environments, kept for the next time."""
+    out: Path = Path("recipes/results/benchmark_loader.json")
+    """JSON file to write."""
+
+
+def best(row: dict) -> str:
+    """Returns a row's figure in words: its best round's, or the error that all rounds ended in."""
+    rounds = [done for done in row["rounds"] if "error" not in done or done["error"] is None]
+    if not rounds:
+        return row["rounds"][0]["error"] + (f" after {row['rounds'][0].get('survivors', 0)} samples")
+    if "frames_per_s" in rounds[0]:
+        fastest = {name: max(done[name] for done in rounds) for name in rounds[0]}
+        return f"{fastest['frames_per_s']:,.0f} frames/s, {fastest['frames_per_cpu_s']:,.0f} a CPU second"
+    if "first_batch_s" in rounds[0]:
+        return f"{min(done['first_batch_s'] for done in rounds) * 1000:,.0f} ms"
+    if "survivors" in rounds[0]:
+        return f"{rounds[0]['survivors']}"
+    return f"{rounds[0]['memory_mib']:,.0f} MiB, {rounds[0]['growth_mib']:+,.1f} MiB in two more epochs"
+
+
+def print_table(rows: Sequence[dict]) -> None:
+    """Prints a line for each row."""
+    table = Table("What", "Processes", "Contestant", "Best round")
+    for row in rows:
+        table.add_row(row["what"], str(row["processes"]), row["contestant"], best(row))
+    Console(width=140).print(table)
+
+
+def speed(contest: Contest, config: BenchmarkLoader) -> None:
+    """Measures frames a second from local disk and, if wanted, from an object store."""
+    jobs = {"video": replace(VIDEO, run_s=config.run_s), "latents": replace(TOKENS, run_s=config.run_s)}
+    for data, job in jobs.items():
+        for num_processes in config.num_processes:
+            job = replace(job, num_processes=num_processes)
+            contest.add(f"{data}, local disk", job, str(contest.folder / data), rounds=config.rounds)
+    if not config.s3:
+        return
+    with object_store(contest.folder / "store") as files:
+        for data in ("video", "video-mds", "video-litdata"):
+            if (contest.folder / data).exists():
+                files.put(str(contest.folder / data), f"{BUCKET}/{data}", recursive=True)
+        names = [name for name in contest.contestants if name != "bare loop"]
+        keepers = [name for name in names if contest.contestants[name].copies]
+        others = [name for name in names if name == "flamscale" or name not in keepers]
+        for num_processes in config.num_processes:
+            job = replace(jobs["video"], num_processes=num_processes)
+            url = f"s3://{BUCKET}/video"
+            contest.add("video, S3, local copies", replace(job, local="yes"), url, keepers, config.rounds)
+            contest.add("video, S3, no copies", job, url, others, config.rounds)
+
+
+def survivors(contest: Contest, config: BenchmarkLoader) -> None:
+    """Counts the samples of a 250-sample shard that come through after one header was overwritten."""
+    for form, name in {"tar": "one", "mds": "one-mds", "litdata": "one-litdata"}.items():
+        folder = contest.folder / name
+        if form == "tar":
+            corrupt_tar(str(folder))
+        elif folder.exists():
+            corrupt_index(sorted(folder.glob("*.mds" if form == "mds" else "*.bin"))[0])
+    names = [name for name in contest.contestants if name != "bare loop"]
+    job = replace(ONE_SHARD, num_processes=config.num_processes[0])
+    contest.add("survivors of 250", job, str(contest.folder / "one"), names)
+
+
+def starts(contest: Contest, config: BenchmarkLoader) -> None:
+    """Times the first batch of a fresh and of a resumed run, and weighs three epochs."""
+    names = [name for name in contest.contestants if name != "bare loop"]
+    job = replace(VIDEO, num_processes=max(config.num_processes))
+    data = str(contest.folder / "video")
+    for share in (0.0, 0.9):
+        contest.add(f"start at {share:.0%}", replace(job, task="start", start=share), data, names, config.rounds)
+    for share in (0.1, 0.5, 0.99):
+        contest.add(
+            f"start at {share:.0%}", replace(job, task="start", start=share), data, ["flamscale"], config.rounds
+        )
+    contest.add("memory", replace(job, task="memory"), data, names)
+
+
+def write(contest: Contest, config: BenchmarkLoader) -> None:
+    """Writes what has been measured so far."""
+    result = {
+        "machine": {"cpu_cores": os.cpu_count(), "load_average": os.getloadavg()},
+        "run": {"rounds": config.rounds, "run_s": config.run_s},
+        "versions": {name: version(name) for name in ("av", "torch", "numpy")},
+        "packages": {name: peer.packages for name, peer in PEERS.items()},
+        "missing": contest.missing,
+        "settings": contest.settings,
+        "rows": contest.rows,
+    }
+    config.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measures, prints and writes."""
+    config = command_line.parse(BenchmarkLoader, arguments, description=__doc__ or "")
+    if config.smoke:
+        config = replace(config, rounds=1, run_s=0.5, num_processes=(1,), s3=False)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        contestants = {"bare loop": BARE, "flamscale": OURS} | ({} if config.smoke else PEERS)
+        contest = Contest(folder, config.environments, contestants)
+        num_samples = 16 if config.smoke else VIDEO.num_samples
+        write_videos(str(folder / "video"), num_samples, VIDEO.sample_frames, size=128, shard_bytes=2**22)
+        write_latents(str(folder / "latents"), 8, 1000, TOKENS.sample_frames, num_tokens=64)
+        write_videos(str(folder / "one"), ONE_SHARD.num_samples, ONE_SHARD.sample_frames, size=64, shard_bytes=2**30)
+        for data, content in {"video": "mp4", "latents": LATENTS, "one": "mp4"}.items():
+            contest.write(data, content)
+        for part in (speed, survivors, starts):
+            part(contest, config)
+            write(contest, config)
+    print_table(contest.rows)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
