@@ -1,6 +1,6 @@
 # Two commands, each with all of its set-up in .venv; running one again is quick.
 #   make pretrain   data, a local Ray head, the main job on two CPU cores, results in runs/quickstart
-#   make test       lint, types, import rules and all tests
+#   make test       lint, types, import rules and all tests; those that start Ray beside the rest, since they wait a lot
 # PYTHON=python3.12 chooses the interpreter, ARGS="--seed 1" adds flags to the job, OUT=... moves its results, PORT=8266
 # its Ray head. DATA=... is where the data lie: a folder, filled where it holds none, or a URL (s3://...) that has them.
 
@@ -13,7 +13,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 MANIFEST := $(if $(findstring ://,$(DATA)),,$(DATA)/manifest.arrow)
 
-.PHONY: pretrain test
+.PHONY: pretrain test test-cluster test-rest
 .DELETE_ON_ERROR:
 
 pretrain: $(INSTALLED) $(MANIFEST)
@@ -23,7 +23,13 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(MAKE) --no-print-directory -j 2 --output-sync=target test-cluster test-rest
+
+test-cluster:
+	$(BIN)/pytest tests/cluster
+
+test-rest:
+	$(BIN)/pytest --ignore tests/cluster
 
 ifdef MANIFEST
 $(MANIFEST): | $(INSTALLED)

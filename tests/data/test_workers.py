@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from flamscale.data.loader import ClipLoader
 from flamscale.data.manifest import Manifest
 from flamscale.data.mixture import Mixture
 from flamscale.errors import ConfigError, DataError
+from tests.data.dying import die
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,7 +81,7 @@ def test_a_killed_process_costs_no_batch(data_set: Manifest, expected: torch.Ten
 def test_processes_that_keep_dying_end_the_run_with_one_sentence(
     data_set: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_be_worker", _die)
+    monkeypatch.setattr(workers, "_be_worker", die)
     with (
         _loader(data_set) as loader,
         pytest.raises(DataError, match=r"^The processes that .* died 4 times in a row, .*"),
@@ -93,10 +93,6 @@ def _videos_slowly(loader: ClipLoader) -> None:
     for _ in range(1000):
         next(loader)
         time.sleep(0.01)
-
-
-def _die(*_: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_processes_find_damaged_is_counted(own_data_set: Manifest) -> None:
@@ -119,13 +115,18 @@ def test_too_little_shared_memory_is_told_in_one_sentence(data_set: Manifest) ->
         next(_loader(data_set, num_processes=1, prefetch_batches=10**9))
 
 
+def _shared_memory() -> set[str]:
+    """Names of the blocks that Python's processes share."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+
+
 def test_no_process_and_no_shared_memory_outlives_a_killed_run(data_set: Manifest) -> None:
     script = (
         "import sys, time; from tests.data.test_workers import _loader, _readers; "
         "from flamscale.data.manifest import Manifest; loader = _loader(Manifest.load(sys.argv[1])); next(loader); "
         "print(*[process.pid for process in _readers()], flush=True); time.sleep(60)"
     )
-    before = set(os.listdir("/dev/shm"))
+    before = _shared_memory()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels", ROOT / "cluster")))}
     command = [sys.executable, "-c", script, data_set.url]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as run:
@@ -136,6 +137,6 @@ def test_no_process_and_no_shared_memory_outlives_a_killed_run(data_set: Manifes
     _, alive = psutil.wait_procs(readers, timeout=20)
     assert not alive
     deadline_s = time.monotonic() + 20
-    while set(os.listdir("/dev/shm")) - before and time.monotonic() < deadline_s:
+    while _shared_memory() - before and time.monotonic() < deadline_s:
         time.sleep(0.1)
-    assert not set(os.listdir("/dev/shm")) - before
+    assert not _shared_memory() - before
