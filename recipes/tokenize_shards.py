@@ -5,7 +5,7 @@ Command: python recipes/tokenize_shards.py --data data/quickstart --tokenizer ru
     python recipes/pretrain_large.py --data data/quickstart --tokenizer-from runs/quickstart \\
         --data.latents data/quickstart/latents-0123456789ab --out runs/more
     A run that was killed goes on with the next shard when it is started again.
-Hardware and hours: any; a CPU core does about 1,500 frames of 64x64 a second.
+Hardware and hours: any; a CPU core does about 1,100 frames of 64x64 a second.
 Expected: a data set of latents beside the clips, named by the tokenizer's hash; stage 2 learns from it what it would
 learn from the video, and refuses latents of other clips or by another tokenizer.
 """

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from flamscale_cluster.arguments import parse_arguments
 from flamscale_cluster.head import LocalHead
+from flamscale_cluster.local import _absolute
 
 from flamscale.config import PretrainConfig
 from flamscale.data.manifest import Manifest
@@ -157,6 +158,15 @@ def test_wrong_flags_are_told_before_anything_starts():
 def test_short_flags_stand_for_long_ones():
     chosen = parse_arguments(["--data", "/x", "--kernels=reference"], description="")
     assert (chosen.config.data.url, chosen.config.flam.kernels) == (("/x",), "reference")
+
+
+def test_relative_places_of_several_data_sets_reach_the_job_as_whole_paths():
+    flags = ["--data", "a", "/b", "--data.latents", "c", "s3://bucket/d", "--tokenizer-from", "e", "--out", "/out"]
+    config = parse_arguments([*flags, *_absolute(parse_arguments(flags, description="").config)], description="").config
+    here = Path.cwd()
+    assert config.data.url == (f"{here}/a", "/b")
+    assert config.data.latents == (f"{here}/c", "s3://bucket/d")
+    assert config.tokenizer_from == f"{here}/e"
 
 
 def test_a_dry_run_starts_nothing():

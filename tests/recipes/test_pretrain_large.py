@@ -119,6 +119,8 @@ def test_an_unknown_preset_is_refused(recipe, capsys):
     [
         ["--data", "x", "--out", "/y"],
         ["--data", "/x", "--out", "y"],
+        ["--data", "/x", "--out", "/y", "--tokenizer-from", "z"],
+        ["--data", "/x", "--out", "/y", "--data.latents", "z"],
         ["--data", "/x", "--out", "/y", "--tokenizer-stage.lpips-weight", "1", "--tokenizer-stage.lpips-weights", "z"],
     ],
 )
