@@ -237,9 +237,9 @@ def test_the_cache_decodes_every_sample_once_and_stays_below_its_limit(
 ) -> None:
     decoded: list[int] = []
 
-    def counted(video: bytes, first: int, count: int, stride: int, backend: Any) -> Any:
+    def counted(video: bytes, first: int, count: int, stride: int, backend: Any, out: Any) -> Any:
         decoded.append(count)
-        return decode_frames(video, first, count, stride, backend=backend)
+        return decode_frames(video, first, count, stride, backend=backend, out=out)
 
     monkeypatch.setattr("flamscale.data.reader.decode_frames", counted)
     _take(_loader(data_set, cache_mib=16), 30)
