@@ -20,8 +20,8 @@ def test_a_smoke_run_measures_speed_start_survivors_and_memory_of_our_loader(tmp
     rows = {(row["what"], row["contestant"]): row["rounds"][0] for row in result["rows"]}
     assert result["missing"] == {}
     for data in ("video", "latents"):
-        assert 0 < rows[f"{data}, local disk", "flamscale"]["frames_per_s"]
-        assert 0 < rows[f"{data}, local disk", "bare loop"]["frames_per_s"]
+        assert rows[f"{data}, local disk", "flamscale"]["frames_per_s"] > 0
+        assert rows[f"{data}, local disk", "bare loop"]["frames_per_s"] > 0
     assert rows["survivors of 250", "flamscale"] == {"survivors": 250, "error": None}
     assert rows["start at 90%", "flamscale"]["first_batch_s"] > 0
     assert rows["memory", "flamscale"]["memory_mib"] > 0
