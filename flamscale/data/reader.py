@@ -6,40 +6,30 @@ which a micro-batch's are all under way at once. Knows no torch, so that worker 
 """
 
 import hashlib
-import io
-import math
-import os
-import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from fsspec.implementations.local import LocalFileSystem
 
 from flamscale.data import storage
 from flamscale.data.clips import Clip, ClipSpace
 from flamscale.data.decode import Backend, decode_frames
+from flamscale.data.decode_latents import decode_latents
 from flamscale.data.manifest import VIDEO
+from flamscale.data.ranges import OpenFiles, SampleId, merge, part_of
 from flamscale.data.shard_cache import ShardCache
 from flamscale.errors import DataError
 
 Transform = Callable[[np.ndarray], np.ndarray]
 """Maps uint8 [F, H, W, 3] frames to [F, ...], each frame for itself (for example to codebook indices [F, N])."""
 
-SampleId = tuple[int, int]
-"""Number of the shard in the clip space, number of the sample in the shard."""
-
-_MERGE_GAP_BYTES = 128 * 2**10  # ranges of one shard closer than this are read by one request
 _REQUESTS = 16  # range requests under way at once
-_OPEN_FILES = 64
-_LOCAL = LocalFileSystem()
-_NPY_LENGTH = struct.Struct("<H")  # of the header, at byte 8
 
 
 class BadSampleError(DataError):
@@ -102,7 +92,7 @@ class ClipReader:
         self._start()
 
     def _start(self) -> None:
-        self._files = _OpenFiles()
+        self._files = OpenFiles()
         self._cache_lock = threading.Lock()
         self._cancel = threading.Event()
         self._decoders = ThreadPoolExecutor(self._decode_threads, "decode") if self._decode_threads > 1 else None
@@ -205,11 +195,11 @@ class ClipReader:
         if remote and self._requests is None:
             self._requests = ThreadPoolExecutor(_REQUESTS, "range-requests")
         for shard, ranges in remote.items():
-            for start, end, members in _merge(ranges):
+            for start, end, members in merge(ranges):
                 url = self._space.shards[shard].url
                 reply = self._requests.submit(storage.read_range, url, start, end - start, self._cancel)  # type: ignore[union-attr]
                 for offset, size_bytes, sample_id in members:
-                    contents[sample_id] = partial(_part, reply, offset - start, size_bytes)
+                    contents[sample_id] = partial(part_of, reply, offset - start, size_bytes)
         return contents
 
     def _copy_of(self, shard: int) -> Path | None:
@@ -291,90 +281,3 @@ class ClipReader:
             while self.cache_bytes > self._cache_limit_bytes:
                 _, dropped = self._cache.popitem(last=False)
                 self.cache_bytes -= dropped.nbytes
-
-
-@lru_cache(maxsize=64)
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    """Returns shape and dtype of a .npy file; samples share a few headers, whose parsing takes longer than all else.
-
-    Raises:
-        ValueError: it is none of version 1.0, or holds other than rows of numbers.
-    """
-    file = io.BytesIO(header)
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):
-        raise ValueError(f"version {version} of the .npy format, where (1, 0) was expected")
-    shape, in_columns, dtype = np.lib.format.read_array_header_1_0(file)
-    if in_columns or dtype.hasobject:
-        raise ValueError(f"an array of {dtype}{' in Fortran order' * in_columns}, where rows of numbers were expected")
-    return shape, dtype
-
-
-def decode_latents(content: bytes, first: int, count: int, stride: int) -> np.ndarray:
-    """Returns frames first, first + stride, ... (`count` of them) of pre-tokenised latents, integers [T, N].
-
-    Raises:
-        DataError: the bytes are no such array, or it ends before the last of these frames.
-    """
-    try:
-        header_end = _NPY_LENGTH.unpack_from(content, 8)[0] + 10
-        shape, dtype = _npy_header(content[:header_end])
-        latents = np.frombuffer(content, dtype, math.prod(shape), header_end).reshape(shape)
-    except (ValueError, EOFError, struct.error) as error:
-        raise DataError(f"These latents cannot be read: {error}.") from error
-    frames = latents[first : first + (count - 1) * stride + 1 : stride]
-    if len(frames) != count:
-        raise DataError(f"These latents should hold {count} frames from {first} on, and only {len(frames)} are there.")
-    return frames
-
-
-def _merge(ranges: list[tuple[int, int, SampleId]]) -> Iterator[tuple[int, int, list[tuple[int, int, SampleId]]]]:
-    """Joins ranges (offset, size, sample) that lie close together; yields start, end, and the ranges inside."""
-    start = end = 0
-    inside: list[tuple[int, int, SampleId]] = []
-    for item in sorted(ranges):
-        if inside and item[0] - end > _MERGE_GAP_BYTES:
-            yield start, end, inside
-            inside = []
-        if not inside:
-            start = end = item[0]
-        end = max(end, item[0] + item[1])
-        inside.append(item)
-    yield start, end, inside
-
-
-def _part(reply: Future[bytes], start: int, size_bytes: int) -> bytes:
-    return reply.result()[start : start + size_bytes]
-
-
-class _OpenFiles:
-    """Reads ranges of local files, some of which it keeps open."""
-
-    def __init__(self) -> None:
-        self._files: OrderedDict[Path | str, int] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __contains__(self, path: Path | str) -> bool:
-        return path in self._files
-
-    def read(self, path: Path | str, offset: int, size_bytes: int) -> bytes:
-        """Returns `size_bytes` bytes from `offset` on, or fewer where the file ends early.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            DataError: it may not be read.
-        """
-        with self._lock, storage.explained("read", str(path), _LOCAL):
-            file = self._files.get(path)
-            if file is None:
-                file = self._files[path] = os.open(path, os.O_RDONLY)
-                if len(self._files) > _OPEN_FILES:
-                    os.close(self._files.popitem(last=False)[1])
-            else:
-                self._files.move_to_end(path)
-            return os.pread(file, size_bytes, offset)
-
-    def close(self) -> None:
-        with self._lock:
-            while self._files:
-                os.close(self._files.popitem()[1])

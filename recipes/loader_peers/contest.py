@@ -16,8 +16,8 @@ import numpy as np
 import psutil
 
 from flamscale.data.decode import decode_frames
+from flamscale.data.decode_latents import decode_latents
 from flamscale.data.manifest import VIDEO
-from flamscale.data.reader import decode_latents
 
 WARM_S = 1.5
 """Time from the first batch to the start of a measurement of speed (seconds)."""
