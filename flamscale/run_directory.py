@@ -140,6 +140,8 @@ class RunDirectory:
             there = json.loads(self.config.read_text())
         except json.JSONDecodeError as error:
             raise CheckpointError(f"{self.config} is no JSON file ({error}); delete {self.root}.") from error
+        # A setting that did not exist yet when the run began had today's default.
+        there = json.loads(to_json(from_dict(PretrainConfig, there)))
         changes = _differences(there, json.loads(to_json(config)))
         if changes:
             more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""

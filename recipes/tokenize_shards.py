@@ -13,6 +13,7 @@ learn from the video, and refuses latents of other clips or by another tokenizer
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,8 +32,10 @@ class Arguments:
     """Run directory with a finished stage 1, or its model/ folder."""
     out: str = ""
     """Folder or s3:// URL to write to; latents-<the tokenizer's hash> under the data set if not given."""
-    device: str = "cpu"
-    """What to encode on, in torch's words: cpu, cuda, cuda:1."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What to encode on."""
+    max_bad_fraction: float = 0.01
+    """Share of samples that may turn out damaged (0 to 1); one always may, unless this is 0."""
     batch_frames: int = 256
     """Frames encoded at once (count)."""
     decode_threads: int = 1
@@ -42,16 +45,22 @@ class Arguments:
         for name in ("batch_frames", "decode_threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ConfigError(f"max-bad-fraction must lie between 0 and 1, got {self.max_bad_fraction}.")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Writes the latents, or finds that they are already there."""
     chosen = command_line.parse(Arguments, arguments, description=__doc__ or "")
+    import torch
+
     from flamscale.data.latents import LatentsWriter, latents_url
     from flamscale.data.manifest import VIDEO, Manifest
     from flamscale.models.tokenizer import frame_encoder
     from flamscale.run_directory import find_tokenizer
 
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda needs a GPU that torch can use, and there is none; leave it out.")
     data, tokenizer = Manifest.load(chosen.data), find_tokenizer(chosen.tokenizer).tokenizer
     size, side = tokenizer.config.image_size, tokenizer.config.image_size // tokenizer.config.downsample
     if data.content == VIDEO and (data.height, data.width) != (size, size):
@@ -69,6 +78,7 @@ def main(arguments: Sequence[str]) -> None:
         codebook_size=tokenizer.fsq.codebook_size,
         batch_frames=chosen.batch_frames,
         decode_threads=chosen.decode_threads,
+        max_bad_fraction=chosen.max_bad_fraction,
     )
     if Manifest.find(out) is not None:
         print(f"{out} already holds these latents; nothing to do.")

@@ -112,6 +112,8 @@ class LatentsWriter:
     """Frames encoded at once (count)."""
     decode_threads: int = 1
     """Samples decoded at once (count)."""
+    max_bad_fraction: float = 0.01
+    """Share of samples that may turn out damaged (0 to 1); one always may, unless this is 0."""
 
     def __post_init__(self) -> None:
         if self.data.content != VIDEO:
@@ -142,7 +144,7 @@ class LatentsWriter:
 
         Raises:
             ConfigError: an unfinished set of other latents lies there.
-            DataError: a shard is missing, or nothing can be written.
+            DataError: a shard is missing, too many samples are damaged, or nothing can be written.
         """
         storage.check_writable(self.url)
         records = storage.join(self.url, _RECORDS)
@@ -159,8 +161,19 @@ class LatentsWriter:
                 (shard,) = record.shards
                 yield Done(int(shard.samples.frames.sum()), encoded=False)
             shards.append(shard)
+        self._check_damaged(shards)
         self._manifest(shards).save(self.url)
         storage.remove_folder(records)
+
+    def _check_damaged(self, shards: Sequence[Shard]) -> None:
+        num_samples = sum(map(len, shards))
+        num_bad = sum(int((shard.samples.members[self.content].sizes == 0).sum()) for shard in shards)
+        if num_bad > max(self.max_bad_fraction * num_samples, self.max_bad_fraction > 0):
+            raise DataError(
+                f"{num_bad} of the {num_samples} samples of {self.data.url} are damaged, more than the allowed share "
+                f"of {self.max_bad_fraction}; make or copy these shards anew and delete {self.url}, or raise "
+                f"--max-bad-fraction."
+            )
 
     def _manifest(self, shards: Sequence[Shard]) -> Manifest:
         return Manifest(

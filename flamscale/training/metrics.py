@@ -67,8 +67,8 @@ class MetricsRecorder:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a metrics.jsonl, in the order of writing."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    """Returns the records of a metrics.jsonl, in the order of writing, without a last line still being written."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _is_after(line: str, stage: str, step: int) -> bool:

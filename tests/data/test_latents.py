@@ -15,7 +15,7 @@ from flamscale.data.latents import LatentsWriter, latents_url
 from flamscale.data.loader import ClipLoader
 from flamscale.data.manifest import Manifest
 from flamscale.data.mixture import Mixture
-from flamscale.errors import ConfigError
+from flamscale.errors import ConfigError, DataError
 from flamscale.models.tokenizer import Tokenizer, frame_encoder, to_images
 from flamscale.run_directory import RunDirectory
 
@@ -132,6 +132,14 @@ def test_a_damaged_video_has_no_latents_and_the_others_keep_their_places(own_dat
     assert "whose video was damaged when latents were made of it" in reason
     for frames, indices in zip(batches["videos"], batches["latents"], strict=True):
         assert torch.equal(indices, tokenizer.encode(to_images(frames)).unflatten(0, (8, 3)))
+
+
+def test_more_damage_than_allowed_leaves_no_latents(own_data_set, tmp_path):
+    for shard in own_data_set.shards:
+        Path(shard.url).write_bytes(bytes(shard.size_bytes))
+    with pytest.raises(DataError, match=r"^28 of the 28 samples of .* are damaged, more than the allowed"):
+        write_latents(own_data_set, str(tmp_path / "latents"), small_tokenizer())
+    assert Manifest.find(str(tmp_path / "latents")) is None
 
 
 @pytest.mark.parametrize(("levels", "dtype"), [((4, 4), np.uint16), ((42, 41, 40), np.int32)])

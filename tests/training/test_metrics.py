@@ -37,3 +37,9 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     record(recorder, "flam", 1)
     recorder.close()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_records(path) == [{"step": 1}, {"step": 2}]
