@@ -4,11 +4,12 @@ from collections.abc import Generator
 
 import torch
 from contest import Decode, Job, compete
+from torch import library
 
 # A torchvision built for another torch than the CPU's lacks operators and cannot be imported, which streaming does.
 for name in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, name):
-        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 import streaming  # noqa: E402
 
