@@ -50,11 +50,6 @@ class Mixture:
         return self.manifests[0].width
 
     @property
-    def fps(self) -> float:
-        """Frames a second of the first data set."""
-        return self.manifests[0].fps
-
-    @property
     def content(self) -> str:
         """Extension of the files read for training: videos, or pre-tokenised latents."""
         return self.manifests[0].content

@@ -192,12 +192,14 @@ class ClipReader:
                 contents[shard, sample] = partial(self._read_copy, copy, offset, size_bytes)
             else:
                 remote.setdefault(shard, []).append((offset, size_bytes, (shard, sample)))
-        if remote and self._requests is None:
+        if not remote:
+            return contents
+        if self._requests is None:
             self._requests = ThreadPoolExecutor(_REQUESTS, "range-requests")
         for shard, ranges in remote.items():
             for start, end, members in merge(ranges):
                 url = self._space.shards[shard].url
-                reply = self._requests.submit(storage.read_range, url, start, end - start, self._cancel)  # type: ignore[union-attr]
+                reply = self._requests.submit(storage.read_range, url, start, end - start, self._cancel)
                 for offset, size_bytes, sample_id in members:
                     contents[sample_id] = partial(part_of, reply, offset - start, size_bytes)
         return contents

@@ -129,7 +129,8 @@ class ReadAhead:
         while len(self._pending) < limit:
             positions = next(self._tasks)
             if processes is None:
-                self._pending.append(_Task(positions, self._thread.submit(self._read, positions), None))  # type: ignore[union-attr]
+                assert self._thread is not None
+                self._pending.append(_Task(positions, self._thread.submit(self._read, positions), None))
                 continue
             slot = self._free.pop()
             try:

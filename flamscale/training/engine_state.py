@@ -8,6 +8,7 @@ parameters. Any engine at any world size reads what any other wrote; nothing in 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -54,7 +55,7 @@ def read_frozen(folder: Path) -> dict[str, Tensor]:
 class StateReader:
     """Reads tensors by name, one at a time, from all processes' files."""
 
-    def __init__(self, files: dict[str, object], folder: Path) -> None:
+    def __init__(self, files: dict[str, Any], folder: Path) -> None:
         self._files = files
         self._folder = folder
 
@@ -62,7 +63,7 @@ class StateReader:
         """Returns a tensor on the CPU; raises CheckpointError if no file has it."""
         if name not in self._files:
             raise CheckpointError(f"Expected {name} in the state files of {self._folder}, found none; delete it.")
-        return self._files[name].get_tensor(name)  # type: ignore[attr-defined]
+        return self._files[name].get_tensor(name)
 
     @property
     def names(self) -> list[str]:
@@ -79,7 +80,7 @@ class StateReader:
 def open_state(folder: Path) -> Iterator[StateReader]:
     """Opens what `write_state` wrote, whoever did."""
     with ExitStack() as opened:
-        files: dict[str, object] = {}
+        files: dict[str, Any] = {}
         for path in sorted(folder.glob("state-*.safetensors")):
             file = opened.enter_context(safe_open(path, "pt"))
             files |= dict.fromkeys(file.keys(), file)
