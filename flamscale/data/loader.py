@@ -164,8 +164,9 @@ class ClipLoader:
         last_of_share = self._done + (self._rank + 1) * share - 1
         if positions[-1] == last_of_share:
             self._done += self._global_batch
-        video = torch.from_numpy(clips)
-        return Batch(video if clips.dtype == np.uint8 else video.long(), torch.tensor(positions, dtype=torch.int64))
+        if clips.dtype != np.uint8:
+            clips = clips.astype(np.int64)  # by torch's threads it would take turns with the processes that read
+        return Batch(torch.from_numpy(clips), torch.tensor(positions, dtype=torch.int64))
 
     def close(self) -> None:
         """Ends what reads ahead; iterating again goes on after the last complete global batch."""

@@ -1,8 +1,9 @@
 """Micro-batches read ahead of training, by a thread of this process or by processes of their own.
 
 In: the positions of each micro-batch, in order. Out: their clips, in the same order. Processes come from a fork server,
-which has never touched an object store's client, and write into shared memory; one that is killed is replaced, and what
-was in its hands is read again. Until they are up, the thread reads: the first batch never waits for a process to start.
+which has never touched an object store's client, and write into shared memory that the caller gets as it is, to be used
+again once the caller has dropped it; a killed process is replaced, and what was in its hands is read again. Until they
+are up, the thread reads: the first batch never waits for a process to start.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import shutil
 import signal
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -30,6 +32,7 @@ from flamscale.errors import ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)
 _MAX_LOSSES = 3  # times that processes may die before another micro-batch comes through
+_MAX_LENT = 2  # micro-batches in the caller's hands that stay in shared memory; those beyond are copied out of it
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -91,13 +94,14 @@ class ReadAhead:
         self._pending: deque[_Task] = deque()
         self._thread = ThreadPoolExecutor(1, "read-ahead") if depth else None
         self._slots: list[SharedMemory] = []
+        self._lent: set[SharedMemory] = set()
+        self._closed = False
         self._processes: ProcessPoolExecutor | None = None
         self._starting: threading.Thread | None = None
         self._losses = 0
         if num_processes:
-            self._slots = _allocate(self._depth, batch_bytes)
+            self._slots = _allocate(self._depth + _MAX_LENT, batch_bytes)
             self._start_processes()
-        self._free = list(self._slots)
 
     def __iter__(self) -> "ReadAhead":
         return self
@@ -116,11 +120,23 @@ class ReadAhead:
                 continue
             self._pending.popleft()
             if task.slot is not None:
-                shape, dtype = clips
-                clips = np.ndarray(shape, dtype, buffer=task.slot.buf).copy()
-                self._free.append(task.slot)
+                clips = self._lend(task.slot, *clips)
                 self._losses = 0
             return task.positions, clips, findings
+
+    def _lend(self, slot: SharedMemory, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        clips = np.ndarray(shape, dtype, buffer=slot.buf)
+        if len(self._lent) == _MAX_LENT:
+            return clips.copy()
+        self._lent.add(slot)
+        weakref.finalize(clips, self._take_back, slot).atexit = False
+        return clips
+
+    def _take_back(self, slot: SharedMemory) -> None:
+        """Called by whichever thread drops the last view of what was lent."""
+        self._lent.discard(slot)
+        if self._closed:
+            slot.close()
 
     def _fill(self) -> None:
         """Hands out micro-batches, to the processes once they are up."""
@@ -132,7 +148,8 @@ class ReadAhead:
                 assert self._thread is not None
                 self._pending.append(_Task(positions, self._thread.submit(self._read, positions), None))
                 continue
-            slot = self._free.pop()
+            busy = self._lent | {task.slot for task in self._pending}
+            slot = next(slot for slot in self._slots if slot not in busy)
             try:
                 future = processes.submit(_read_into, slot.name, positions)
             except BrokenProcessPool as error:
@@ -168,7 +185,6 @@ class ReadAhead:
         self._stop_processes()
         again = [task.positions for task in self._pending]
         self._pending.clear()
-        self._free = list(self._slots)
         self._tasks = chain(again, self._tasks)
         self._start_processes()
 
@@ -190,9 +206,11 @@ class ReadAhead:
         if self._thread is not None:
             self._thread.shutdown()
         self._read.reader.close()
+        self._closed = True
         for slot in self._slots:
-            slot.close()
             slot.unlink()
+            if slot not in self._lent:
+                slot.close()
         self._slots = []
 
 

@@ -1,31 +1,25 @@
 """The limit: plain processes that read a sample's bytes at a known place, decode a clip of it and drop the frames."""
 
-import io
 import json
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 
 import numpy as np
 from contest import WARM_S, Decode, Job, speed
 
 from flamscale.data import storage
-from flamscale.data.manifest import VIDEO, Manifest
+from flamscale.data.manifest import Manifest
 
 
-def _load(content: bytes) -> np.ndarray:
-    """The textbook's way to read latents; what the loaders do parses a header only once."""
-    return np.load(io.BytesIO(content))
-
-
-def _read_on(job: Job, queue: multiprocessing.Queue) -> None:
+def _read_on(job: Job, take: Callable[[bytes], np.ndarray], queue: multiprocessing.Queue) -> None:
     """Reads samples in random order, and tells the speed of `run_s` after WARM_S."""
     places = []
     for shard in Manifest.load(job.url).of_split("train"):
         file = os.open(storage.local_path(shard.url) or shard.url, os.O_RDONLY)
         member = shard.samples.members[job.content]
         places += [(file, int(start), int(size)) for start, size in zip(member.offsets, member.sizes, strict=True)]
-    take = Decode(job) if job.content == VIDEO else _load
     order = np.random.default_rng().permutation(len(places)).tolist()
     num_clips = 0
     for run_s in (WARM_S, job.run_s):
@@ -38,11 +32,16 @@ def _read_on(job: Job, queue: multiprocessing.Queue) -> None:
     queue.put(speed(num_frames, time.perf_counter() - start_s, time.process_time() - start_cpu_s))
 
 
-def main() -> None:
-    """Prints the speed of all processes together, and the processor time of their mean."""
+def main(take: Callable[[bytes], np.ndarray] | None = None) -> None:
+    """Prints the speed of all processes together, and the processor time of their mean.
+
+    Args:
+        take: what is done with a sample's bytes; none: what all loaders do.
+    """
     job = Job.of_command_line()
     queue: multiprocessing.Queue = multiprocessing.Queue()
-    processes = [multiprocessing.Process(target=_read_on, args=(job, queue)) for _ in range(job.num_processes)]
+    arguments = (job, take or Decode(job), queue)
+    processes = [multiprocessing.Process(target=_read_on, args=arguments) for _ in range(job.num_processes)]
     for process in processes:
         process.start()
     speeds = [queue.get() for _ in processes]

@@ -28,6 +28,7 @@ class Contestant:
 
 OURS = Contestant("ours", "tar", copies=True)
 BARE = Contestant("bare", "tar")
+BARE_NUMPY = Contestant("bare_numpy", "tar")
 PEERS = {
     "webdataset": Contestant("webdataset_peer", "tar", ("webdataset==1.0.2",)),
     "streaming": Contestant(

@@ -10,6 +10,7 @@ from pathlib import Path
 from loader_peers.contest import Job
 from loader_peers.environments import Contestant, environment, make
 
+BARE_LOOP = "bare loop"
 _TIMEOUT_S = 60
 
 
@@ -62,12 +63,23 @@ class Contest:
         self.settings[name] = figures.pop("settings")
         return figures
 
-    def add(self, what: str, job: Job, data: str, names: Sequence[str] = (), rounds: int = 1) -> None:
-        """Measures contestants in turns, and notes a row for each."""
-        figures: dict[str, list[dict]] = {name: [] for name in names or self.contestants}
+    def add(
+        self, what: str, job: Job, data: str, names: Sequence[str], rounds: int = 1, limit: str | None = None
+    ) -> None:
+        """Measures contestants in turns, and notes a row for each.
+
+        Args:
+            what: name of the rows.
+            job: what each does.
+            data: folder or s3:// URL of the data.
+            names: contestants.
+            rounds: turns of each (count).
+            limit: where the bare loop reads instead, which knows local disk only.
+        """
+        figures: dict[str, list[dict]] = {name: [] for name in names}
         for _ in range(rounds):
             for name, done in figures.items():
-                done.append(self.measure(name, job, data))
+                done.append(self.measure(name, job, limit if limit and name == BARE_LOOP else data))
         for name, done in figures.items():
             row = {"what": what, "processes": job.num_processes, "contestant": name, "rounds": done}
             self.rows.append(row)

@@ -1,9 +1,11 @@
 """webdataset over our tars: shards split over workers and shuffled, a buffer of samples shuffled again."""
 
+import shlex
 from collections.abc import Generator, Iterator
 from functools import partial
 from itertools import islice
 
+import s3fs
 import torch
 import webdataset
 from contest import Decode, Job, compete
@@ -20,13 +22,13 @@ def _skip(samples: Iterator[dict], count: int) -> Iterator[dict]:
 
 
 def _readable(url: str) -> str:
-    """An s3:// URL as the command that streams it, which is webdataset's own way."""
-    return f"pipe:aws s3 cp {url} -" if url.startswith("s3://") else url
+    """An s3:// URL as a command that streams it: what webdataset does with HTTP, and lighter than the AWS client."""
+    return f"pipe:curl -sf {shlex.quote(s3fs.S3FileSystem().sign(url))}" if url.startswith("s3://") else url
 
 
 def open_loader(job: Job) -> Generator[torch.Tensor, None, None]:
     """Yields clips."""
-    urls = [shard.url for shard in Manifest.load(job.url).of_split("train")]
+    urls = [_readable(shard.url) for shard in Manifest.load(job.url).of_split("train")]
     handler = webdataset.warn_and_continue
     stages = [
         webdataset.SimpleShardList(urls, seed=0),

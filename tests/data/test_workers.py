@@ -68,6 +68,16 @@ def test_processes_give_the_same_batches_as_a_thread(data_set: Manifest, expecte
     assert all(not process.is_running() for process in readers)
 
 
+def test_batches_that_the_caller_keeps_outlive_the_loader(data_set: Manifest, expected: torch.Tensor) -> None:
+    before = _shared_memory()
+    with _loader(data_set) as loader:
+        _videos(loader, 2)
+        _readers()
+        kept = [batch.video for batch in itertools.islice(loader, 30)]
+    assert torch.equal(torch.stack(kept), expected[2:32])
+    assert _shared_memory() <= before
+
+
 def test_a_killed_process_costs_no_batch(data_set: Manifest, expected: torch.Tensor) -> None:
     with _loader(data_set) as loader:
         videos = [_videos(loader, 2)]
