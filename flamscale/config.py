@@ -210,8 +210,15 @@ class StageConfig:
     the validation records."""
     checkpoint_every: int = 1_000
     """Steps between two checkpoints (count)."""
+    spike_factor: float = 0.0
+    """A loss this many times the median of the last 200 counts as bad as one that is not finite (ratio); 0 for never.
+    Training then goes back to the newest checkpoint and leaves out the data before the bad step."""
+    max_rewinds: int = 3
+    """How often a stage may go back so before it ends with an error (count)."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept on disk (count)."""
+    """Newest checkpoints kept (count)."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this many steps are kept for good (count); 0 for none."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -220,9 +227,21 @@ class StageConfig:
         ):  # fmt: skip
             value = getattr(self, name)
             _require(value >= 1, f"{name.replace('_', '-')} of a stage must be at least 1, got {value}.")
-        for name in ("learning_rate", "warmup_steps", "weight_decay", "grad_clip", "validate_every"):
+        for name in (
+            "learning_rate",
+            "warmup_steps",
+            "weight_decay",
+            "grad_clip",
+            "validate_every",
+            "keep_every",
+            "max_rewinds",
+        ):
             value = getattr(self, name)
             _require(value >= 0, f"{name.replace('_', '-')} of a stage must be 0 or more, got {value}.")
+        _require(
+            self.spike_factor == 0 or self.spike_factor > 1,
+            f"spike-factor of a stage must be 0 or above 1, got {self.spike_factor}.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,12 +346,16 @@ class ClusterConfig:
     """DeepSpeed ZeRO stage: 0 nothing, 1 optimiser states, 2 also gradients, 3 also parameters sharded."""
     max_failures: int = 3
     """Worker failures in one submission that are answered by going on from the newest checkpoint (count)."""
+    hang_timeout_s: float = 1800.0
+    """Time without a finished step after which a worker writes where its threads stand into the run directory and ends,
+    to be started anew (seconds); 0 for never."""
     address: str = "auto"
     """Ray cluster to join: auto (the one this job runs on) or host:port."""
 
     def __post_init__(self) -> None:
         _require(self.num_workers >= 1, f"cluster.num-workers must be at least 1, got {self.num_workers}.")
         _require(self.max_failures >= 0, f"cluster.max-failures must be 0 or more, got {self.max_failures}.")
+        _require(self.hang_timeout_s >= 0, f"cluster.hang-timeout-s must be 0 or more, got {self.hang_timeout_s}.")
         _require(self.cpus_per_worker >= 1, f"cluster.cpus-per-worker must be at least 1, got {self.cpus_per_worker}.")
 
 
@@ -342,6 +365,9 @@ class PretrainConfig:
 
     out: str = "runs/pretrain"
     """Run directory: everything the job writes goes here; a directory with checkpoints in it is resumed."""
+    copy_to: str = ""
+    """URL of a folder (s3://bucket/runs/name) that the run directory is copied to behind training: checkpoints,
+    tokenizer, records and results; what a run directory lacks is brought back from there."""
     seed: int = 0
     """Seed of initial weights, data order and sampling (0 to 2**63 - 1)."""
     data: DataConfig = field(default_factory=DataConfig)

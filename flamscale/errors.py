@@ -21,5 +21,9 @@ class CheckpointError(FlamError):
     """A checkpoint is missing, damaged, or belongs to another model or data set."""
 
 
+class LeaveError(FlamError):
+    """A run was told to leave, and did after saving a checkpoint; submitted again, it goes on."""
+
+
 class ClusterError(FlamError):
     """The Ray cluster, a port or a worker group is not as needed."""

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from flamscale_kernels.dispatch import obstacle
 from torch import Tensor, nn
 
 from flamscale.config import PretrainConfig, StageConfig
+from flamscale.data import storage
 from flamscale.data.latents import load_latents
 from flamscale.data.loader import ClipLoader
 from flamscale.data.mixture import Mixture
@@ -31,16 +32,19 @@ from flamscale.errors import ConfigError
 from flamscale.models.flam import Flam
 from flamscale.models.lpips import Lpips, check_image_size
 from flamscale.models.tokenizer import Tokenizer, frame_encoder, to_images
-from flamscale.run_directory import RunDirectory, check_same_tokenizer, find_tokenizer
+from flamscale.run_directory import STAGES, RunDirectory, check_same_tokenizer, find_tokenizer
 from flamscale.training.checkpoint import CheckpointStore
 from flamscale.training.engine import Engine
 from flamscale.training.metrics import MetricsRecorder
+from flamscale.training.mirror import Mirror
 from flamscale.training.objectives import FlamInputs, FlamObjective, TokenizerInputs, TokenizerObjective
 from flamscale.training.trainer import average_over, train
+from flamscale.training.watchdog import Watchdog
 from flamscale.types import Batch
 
 MakeEngine = Callable[[nn.Module, StageConfig], Engine]
 Prepare = Callable[[Batch, int], dict[str, Tensor]]
+_COPIES_OF_A_FAILED_RUN_S = 30.0  # waited for before the run is started anew
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Worker:
     data: Mixture
     directory: RunDirectory
     recorder: MetricsRecorder
+    mirror: Mirror | None
+    """The run directory's copy in an object store; rank 0 alone has it."""
     command: str
     """What started the run, for the report."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -103,8 +109,9 @@ def pretrain(
     data = check_inputs(config, write=rank == 0)
     directory = RunDirectory(Path(config.out))
     recorder = MetricsRecorder(directory.root, enabled=rank == 0)
-    worker = Worker(config, make_engine, rank, world_size, device, data, directory, recorder, command)
-    try:
+    mirror = Mirror(directory.root, config.copy_to, [directory.metrics]) if config.copy_to and rank == 0 else None
+    worker = Worker(config, make_engine, rank, world_size, device, data, directory, recorder, mirror, command)
+    with closing(recorder), _copying(worker):
         with worker.timed("tokenizer_stage_s"):
             if not directory.has_tokenizer:
                 if config.tokenizer_from:
@@ -114,9 +121,37 @@ def pretrain(
             tokenizer = directory.load_tokenizer(config.tokenizer, data.hash)
         with worker.timed("flam_stage_s"):
             flam = train_flam(worker, tokenizer)
+        return None if flam is None else finish(worker, tokenizer, flam)
+
+
+@contextmanager
+def _copying(worker: Worker) -> Iterator[None]:
+    """Has the run's copy begin with what is there already, and waits for it to be complete, for a time."""
+    mirror, directory = worker.mirror, worker.directory
+    if mirror is None:
+        yield
+        return
+    mirror.send(directory.config)
+    if directory.has_tokenizer:
+        _copy_tokenizer(worker)
+    for stage in STAGES:
+        _store(worker, stage).copy_latest()
+    timeout_s = _COPIES_OF_A_FAILED_RUN_S
+    try:
+        yield
+        timeout_s = storage.RETRY_TIMEOUT_S
     finally:
-        recorder.close()
-    return None if flam is None else finish(worker, tokenizer, flam)
+        left = mirror.close(timeout_s)
+        if left:
+            worker.say(f"not copied to {mirror.url}: {', '.join(left)}; submit the job again to copy them")
+
+
+def _store(worker: Worker, stage: str) -> CheckpointStore:
+    """Returns the checkpoints of a stage."""
+    config: StageConfig = getattr(worker.config, f"{stage}_stage")
+    return CheckpointStore(
+        worker.directory.checkpoints(stage), config.keep_checkpoints, config.keep_every, worker.mirror
+    )
 
 
 def check_inputs(config: PretrainConfig, write: bool = True) -> Mixture:
@@ -140,6 +175,11 @@ def check_inputs(config: PretrainConfig, write: bool = True) -> Mixture:
     for split in ("train", "validation", "test"):
         data.of_split(split)
     directory = RunDirectory(Path(config.out))
+    if write and config.copy_to:
+        directory.create()
+        restored = directory.restore(config, Mirror(directory.root, config.copy_to))
+        if restored:
+            print(f"brought back from {config.copy_to}: {', '.join(restored)}", flush=True)
     if not directory.has_tokenizer and not config.tokenizer_from:
         load_perceptual(config)  # only to find now what would stop stage 1
     _check_trained(config, data, directory)
@@ -190,6 +230,7 @@ def take_tokenizer(worker: Worker) -> None:
     found = find_tokenizer(config.tokenizer_from)
     directory.save_median_frame(median_frame(worker.data))
     directory.save_tokenizer(found.tokenizer, worker.data.hash, found)
+    _copy_tokenizer(worker)
     worker.say(f"tokenizer: taken from {config.tokenizer_from}, stage 1 is left out")
 
 
@@ -211,8 +252,14 @@ def train_tokenizer(worker: Worker) -> None:
         trained = Tokenizer(config.tokenizer)
         _load_part(trained, state, "tokenizer.")
         directory.save_tokenizer(trained, worker.data.hash)
+        _copy_tokenizer(worker)
     engine.barrier()
     engine.close()
+
+
+def _copy_tokenizer(worker: Worker) -> None:
+    if worker.mirror is not None:
+        worker.mirror.send(worker.directory.median_frame, worker.directory.tokenizer)
 
 
 def train_flam(worker: Worker, tokenizer: Tokenizer) -> Flam | None:
@@ -268,6 +315,8 @@ def finish(worker: Worker, tokenizer: Tokenizer, flam: Flam) -> dict[str, Any]:
     evaluation.result["timings"] = worker.seconds
     write_model_card(directory.model, model, evaluation.result)
     write_report(directory.root, evaluation.result, evaluation.pictures, settings=vars(config), command=worker.command)
+    if worker.mirror is not None:
+        worker.mirror.send(directory.model, *(path for path in directory.root.iterdir() if path.is_file()))
     return evaluation.result
 
 
@@ -282,10 +331,11 @@ def _train(
 ) -> dict[str, Tensor]:
     """Trains or resumes one stage on videos or their latents; returns the objective's trained state on rank 0."""
     config = worker.config
-    store = CheckpointStore(worker.directory.checkpoints(name), stage.keep_checkpoints)
+    directory = worker.directory
     with (
         _loader(worker, data, "train", stage, transform, config.seed) as loader,
         _loader(worker, data, "validation", stage, transform, seed=0) as held_out,
+        Watchdog(directory.stacks, worker.rank, config.cluster.hang_timeout_s) as watchdog,
     ):
         train(
             stage=name,
@@ -293,11 +343,13 @@ def _train(
             loader=loader,
             prepare=prepare,
             config=stage,
-            checkpoints=store,
+            checkpoints=_store(worker, name),
             recorder=worker.recorder,
             validate=_validator(engine, held_out, stage, prepare) if stage.validate_every else None,
             seed=config.seed,
             progress=worker.say,
+            beat=watchdog.beat,
+            shall_leave=directory.leave_notice.exists,
         )
     return engine.full_state_dict()
 

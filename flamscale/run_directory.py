@@ -20,8 +20,13 @@ from flamscale.data import storage
 from flamscale.errors import CheckpointError, ConfigError, DataError
 from flamscale.models.tokenizer import Tokenizer
 from flamscale.training.checkpoint import CheckpointStore, read_meta
+from flamscale.training.mirror import Mirror
+from flamscale.training.retention import folder_name, step_of
 
-_FREE_SECTIONS = ("out", "evaluation", "cluster")
+STAGES = ("tokenizer", "flam")
+"""Names of the stages, in the order of training."""
+
+_FREE_SECTIONS = ("out", "copy_to", "evaluation", "cluster")
 _FREE_SETTINGS = (
     "micro_batch",
     "url",
@@ -42,6 +47,7 @@ _FREE_SETTINGS = (
     "validation_clips",
     "checkpoint_every",
     "keep_checkpoints",
+    "keep_every",
 )
 """Settings that may change between two submissions of one run: none of them changes what is learned.
 
@@ -112,13 +118,23 @@ class RunDirectory:
     def median_frame(self) -> Path:
         return self.root / "median_frame.safetensors"
 
-    def open(self, config: PretrainConfig, manifest_hash: str) -> None:
-        """Creates the directory and its config.json, or checks that it holds this run; a refused one stays as it is.
+    @property
+    def stacks(self) -> Path:
+        """Stack traces of processes that hung."""
+        return self.root / "stacks"
 
-        Raises:
-            ConfigError: it cannot be written, or holds a run with other settings.
-            CheckpointError: it holds a run on another data set.
-        """
+    @property
+    def leave_notice(self) -> Path:
+        """A file that tells a run, once it is there, to save a checkpoint and end."""
+        return self.root / "leave"
+
+    @property
+    def metrics(self) -> Path:
+        """Records of training."""
+        return self.root / "metrics.jsonl"
+
+    def create(self) -> None:
+        """Creates the directory; raises ConfigError if it cannot be written."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             storage.check_writable(str(self.root))
@@ -129,26 +145,46 @@ class RunDirectory:
                 f"The run directory {self.root} cannot be written: {reason}; choose another --out, or change its "
                 "rights."
             ) from error
+
+    def restore(self, config: PretrainConfig, mirror: Mirror) -> list[str]:
+        """Brings back from the run's copy in an object store what is further there than here; returns the names.
+
+        Raises:
+            ConfigError: the copy is of a run with other settings.
+            DataError: the store cannot be reached.
+        """
+        files = mirror.files()
+        if self.config.name in files:
+            place = storage.join(mirror.url, self.config.name)
+            _check_same_settings(config, storage.read_bytes(place).decode(), mirror.url)
+        wanted = [path.name for path in (self.config, self.median_frame) if path.name in files and not path.exists()]
+        if f"{self.tokenizer.name}/tokenizer.json" in files and not self.has_tokenizer:
+            wanted.append(self.tokenizer.name)
+        needs_tokenizer = not self.has_tokenizer and self.tokenizer.name not in wanted
+        for stage in STAGES if needs_tokenizer else STAGES[1:]:
+            folder = self.checkpoints(stage)
+            name = folder.relative_to(self.root).as_posix()
+            there, here = mirror.newest_checkpoint(name, files), CheckpointStore(folder, keep=1).latest()
+            if there is not None and (here is None or there > (step_of(here.name) or 0)):
+                wanted += [f"{name}/{folder_name(there)}", *files & {self.metrics.name}]
+        for name in dict.fromkeys(wanted):
+            mirror.fetch(name, files)
+        return list(dict.fromkeys(wanted))
+
+    def open(self, config: PretrainConfig, manifest_hash: str) -> None:
+        """Creates the directory and its config.json, or checks that it holds this run; a refused one stays as it is.
+
+        Raises:
+            ConfigError: it cannot be written, or holds a run with other settings.
+            CheckpointError: it holds a run on another data set.
+        """
+        self.create()
         if self.has_tokenizer or any(self.root.glob("checkpoints/*/step-*")):
             if self.config.exists():
-                self._check_same_run(config)
+                _check_same_settings(config, self.config.read_text(), f"The run directory {self.root}")
             self._check_same_data(config, manifest_hash)
         storage.write_bytes(str(self.config), to_json(config).encode())
-
-    def _check_same_run(self, config: PretrainConfig) -> None:
-        try:
-            there = json.loads(self.config.read_text())
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"{self.config} is no JSON file ({error}); delete {self.root}.") from error
-        # A setting that did not exist yet when the run began had today's default.
-        there = json.loads(to_json(from_dict(PretrainConfig, there)))
-        changes = _differences(there, json.loads(to_json(config)))
-        if changes:
-            more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
-            raise ConfigError(
-                f"The run directory {self.root} holds a run with other settings: {'; '.join(changes[:4])}{more}; "
-                "choose another --out, use its settings, or delete it."
-            )
+        self.leave_notice.unlink(missing_ok=True)
 
     def _check_same_data(self, config: PretrainConfig, manifest_hash: str) -> None:
         """Checks what the run would find out later, where it goes on from the tokenizer and the newest checkpoint."""
@@ -249,6 +285,23 @@ def check_same_tokenizer(found: TrainedTokenizer, config: TokenizerConfig) -> No
         raise ConfigError(
             f"The tokenizer in {found.place} has other settings than this run: {'; '.join(changes)}; use its settings, "
             f"or another tokenizer."
+        )
+
+
+def _check_same_settings(config: PretrainConfig, text: str, place: str) -> None:
+    """Raises ConfigError if the config.json of `place` differs in what is learned; CheckpointError if it is damaged."""
+    try:
+        there = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"The config.json of {place} is no JSON file ({error}); delete {place}.") from error
+    # A setting that did not exist yet when the run began had today's default.
+    there = json.loads(to_json(from_dict(PretrainConfig, there)))
+    changes = _differences(there, json.loads(to_json(config)))
+    if changes:
+        more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
+        raise ConfigError(
+            f"{place} holds a run with other settings: {'; '.join(changes[:4])}{more}; choose another place, use its "
+            "settings, or delete it."
         )
 
 

@@ -76,7 +76,7 @@ def best(row: dict) -> str:
         return f"{min(done['first_batch_s'] for done in rounds) * 1000:,.0f} ms"
     if "survivors" in rounds[0]:
         return f"{rounds[0]['survivors']}"
-    return f"{rounds[0]['memory_mib']:,.0f} MiB, {rounds[0]['growth_mib']:+,.1f} MiB in two more epochs"
+    return f"{rounds[0]['memory_mib']:,.0f} MiB, {rounds[0]['growth_mib']:+,.1f} MiB in the second half"
 
 
 def print_table(rows: Sequence[dict]) -> None:
@@ -134,7 +134,7 @@ def survivors(contest: Contest, config: BenchmarkLoader) -> None:
 
 
 def starts(contest: Contest, config: BenchmarkLoader) -> None:
-    """Times the first batch of a fresh and of a resumed run, and weighs three epochs."""
+    """Times the first batch of a fresh and of a resumed run, and weighs the last of four epochs."""
     names = loaders(contest)
     job = replace(VIDEO, num_processes=max(config.num_processes))
     data = str(contest.folder / "video")

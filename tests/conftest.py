@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import botocore.config
@@ -19,6 +20,8 @@ import torch
 from botocore.exceptions import BotoCoreError, ClientError
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+from tests.data.faulty_proxy import FaultyProxy
 
 BUCKET = "shards"
 
@@ -112,3 +115,14 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tests.tiny import make_data  # imports torch, which not every test needs
 
     return make_data(str(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture
+def proxy(s3_url: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """What stands between `s3_url`'s clients and the server, and may fail."""
+    address = urlsplit(s3_endpoint)
+    proxy = FaultyProxy((str(address.hostname), int(address.port or 0)))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield proxy
+    proxy.close()

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from flamscale.config import ClusterConfig, DataConfig, PretrainConfig, from_dict
+from flamscale.data import storage
 from flamscale.data.sampling import eval_clips
 from flamscale.errors import CheckpointError, ConfigError, DataError
 from flamscale.models.lpips import Lpips
@@ -130,6 +131,28 @@ def test_a_finished_run_submitted_again_trains_no_step(finished):
     again = run_tiny(config)
     assert losses(Path(config.out)) == before
     assert again["rollout"] == result["rollout"]
+
+
+def test_a_run_whose_directory_is_lost_goes_on_from_its_copy_in_the_store(finished, tmp_path, s3_url):
+    config, result = finished
+    copied = replace(config, out=str(tmp_path / "lost"), copy_to=s3_url)
+    run_tiny(copied)
+    files = storage.find(s3_url)
+    assert {
+        "config.json",
+        "metrics.jsonl",
+        "result.json",
+        "model/model.safetensors",
+        "tokenizer/tokenizer.json",
+    } < files
+    shutil.rmtree(copied.out)
+
+    again = replace(copied, out=str(tmp_path / "found"))
+    assert run_tiny(again)["rollout"] == result["rollout"]
+    assert losses(Path(again.out)) == losses(Path(config.out))
+    assert not list(Path(again.out).glob("checkpoints/tokenizer/*"))  # finished, and so of no more use
+    with pytest.raises(ConfigError, match=rf"^{s3_url} holds a run with other settings: seed is 0 there and 1 here"):
+        check_inputs(replace(again, out=str(tmp_path / "other"), seed=1))
 
 
 def test_a_directory_of_another_model_is_refused_with_what_differs(finished):

@@ -79,6 +79,8 @@ def places(run: PretrainConfig) -> list[tuple[str, str]]:
     found += [("--data.latents", url) for url in run.data.latents]
     if run.tokenizer_from:
         found.append(("--tokenizer-from", run.tokenizer_from))
+    if run.copy_to:
+        found.append(("--copy-to", run.copy_to))
     if run.data.shard_cache:
         found.append(("--data.shard-cache", run.data.shard_cache))
     if run.tokenizer_stage.lpips_weights:

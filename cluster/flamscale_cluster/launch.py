@@ -4,18 +4,22 @@ Ray places the workers and starts them anew when one dies. What a run has learne
 directory alone, so starting anew, here or by submitting the job again, goes on from the newest one.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
 import shlex
 import shutil
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from flamscale.config import ClusterConfig, PretrainConfig
 from flamscale.errors import ClusterError, FlamError
 from flamscale.pretrain import check_inputs
+from flamscale.run_directory import RunDirectory
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -53,12 +57,29 @@ def launch(config: PretrainConfig) -> dict[str, Any]:
     ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
     try:
         _announce(config.cluster)
-        result, last_lines = _fit(config)
+        with _leaving_on_sigterm(RunDirectory(Path(config.out)).leave_notice):
+            result, last_lines = _fit(config)
     finally:
         ray.shutdown()
         shutil.rmtree(Path(config.out) / _RAY_FOLDER, ignore_errors=True)
     print("\n".join(last_lines), flush=True)
     return result
+
+
+@contextlib.contextmanager
+def _leaving_on_sigterm(notice: Path) -> Iterator[None]:
+    """Has the first SIGTERM tell the workers to save a checkpoint and end; a second one ends this process at once."""
+
+    def leave(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, before)
+        notice.touch()
+        os.write(1, b"told to leave: saving a checkpoint\n")  # print may be under way
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _announce(cluster: ClusterConfig) -> None:

@@ -98,7 +98,7 @@ class Samples:
     @cached_property
     def frames(self) -> np.ndarray:
         """int64 [samples], video frames of each sample (count)."""
-        return self.batch.column("frames").to_numpy()
+        return self._column("frames", np.int64)
 
     def sha256(self, sample: int) -> bytes:
         """Checksum of the sample's content file (32 bytes)."""
@@ -107,18 +107,24 @@ class Samples:
     @cached_property
     def _sha256(self) -> np.ndarray:
         """uint8 [samples, 32], a view of the column."""
-        column = self.batch.column("sha256")
-        whole = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, 32)
-        return whole[column.offset : column.offset + len(column)]
+        return self._column("sha256", np.uint8, 32)
 
     @cached_property
     def members(self) -> dict[str, Members]:
         """By file extension."""
         names = [name.removesuffix(".offset") for name in self.batch.schema.names if name.endswith(".offset")]
-        columns = {name: (self.batch.column(f"{name}.offset"), self.batch.column(f"{name}.size")) for name in names}
         return {
-            name: Members(offsets=offset.to_numpy(), sizes=size.to_numpy()) for name, (offset, size) in columns.items()
+            name: Members(
+                offsets=self._column(f"{name}.offset", np.int64), sizes=self._column(f"{name}.size", np.int64)
+            )
+            for name in names
         }
+
+    def _column(self, name: str, dtype: type, *shape: int) -> np.ndarray:
+        """[samples, *shape], a view of a column; pyarrow's own way would import pandas first."""
+        column = self.batch.column(name)
+        whole = np.ndarray((column.offset + len(column), *shape), dtype, column.buffers()[1])
+        return whole[column.offset :]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -84,6 +84,7 @@ class ClipReader:
         self._cache_limit_bytes = cache_mib * 2**20
         self.cache_bytes = 0
         self._bad: set[SampleId] = set()
+        self._sound: dict[int, bytearray] = {}  # marks of the samples of each local shard whose checksum was right
         self._local = {}  # path of every shard on local disk
         for number, shard in enumerate(space.shards):
             path = storage.local_path(shard.url)
@@ -232,15 +233,24 @@ class ClipReader:
             return BadSampleError(f"sample {samples.key(clip.sample)} of {shard.url}, {error}")
 
     def _content_of(self, clip: Clip, contents: dict[SampleId, Callable[[], bytes]]) -> bytes:
-        """Returns the sample's file as the manifest knows it; what comes damaged from elsewhere is asked for again."""
+        """Returns the sample's file as the manifest knows it; what comes damaged from elsewhere is asked for again.
+
+        What lies on local disk is checked the first time, and from then on by its length alone.
+        """
         samples, url = self._space.samples(clip.shard), self._space.shards[clip.shard].url
         expected = samples.sha256(clip.sample)
         sample_id = clip.shard, clip.sample
+        sound = self._sound.get(clip.shard)
+        if sound is None:
+            sound = self._sound[clip.shard] = bytearray(len(samples))
         get = contents.get(sample_id) or self._request({sample_id})[sample_id]  # it fell out of the cache meanwhile
         content = get()
         if self._content != VIDEO and not samples.members[self._content].sizes[clip.sample]:
             raise BadSampleError("whose video was damaged when latents were made of it")
+        if sound[clip.sample] and len(content) == samples.members[self._content].sizes[clip.sample]:
+            return content
         if hashlib.sha256(content).digest() == expected:
+            sound[clip.sample] = clip.shard in self._local
             return content
         if clip.shard not in self._local:
             member = samples.members[self._content]

@@ -104,16 +104,43 @@ def write_bytes(url: str, data: bytes, timeout_s: float | None = None) -> None:
         if not isinstance(fs, LocalFileSystem):
             fs.pipe_file(path, data)  # an object appears whole or not at all
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        partial = f"{path}.{uuid.uuid4().hex}.partial"
-        try:
+        with _replacing(path) as partial:
             fs.pipe_file(partial, data)
-            os.replace(partial, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(partial)
 
     _attempt("write", url, write, timeout_s)
+
+
+def upload(file: str, url: str, cancel: threading.Event | None = None) -> None:
+    """Copies a local file to `url`, piece by piece; readers see the old file or the new one, never a part.
+
+    Once `cancel` is set, without further attempts.
+
+    Raises:
+        DataError: it may not be written, or the store stayed out of reach for RETRY_TIMEOUT_S.
+    """
+
+    def write(fs: fsspec.AbstractFileSystem, path: str) -> None:
+        if not isinstance(fs, LocalFileSystem):
+            fs.put_file(file, path)  # an object appears whole or not at all
+            return
+        with _replacing(path) as partial:
+            fs.put_file(file, partial)
+
+    _attempt("write", url, write, cancel=cancel)
+
+
+def find(url: str, timeout_s: float | None = None) -> set[str]:
+    """Returns the paths of all files under a folder, relative to it; none where it does not exist.
+
+    Raises:
+        DataError: it may not be read, or the store stayed out of reach for `timeout_s` (RETRY_TIMEOUT_S if None).
+    """
+
+    def read(fs: fsspec.AbstractFileSystem, path: str) -> set[str]:
+        fs.invalidate_cache()
+        return {name.removeprefix(path).lstrip("/") for name in fs.find(path)}
+
+    return _attempt("read", url, read, timeout_s)
 
 
 def remove(url: str) -> None:
@@ -133,6 +160,19 @@ def check_writable(url: str) -> None:
     probe = join(url, f".write-test-{uuid.uuid4().hex}")
     write_bytes(probe, b"", FIRST_CONTACT_TIMEOUT_S)
     remove(probe)
+
+
+@contextlib.contextmanager
+def _replacing(path: str) -> Iterator[str]:
+    """Yields the name of a file that takes the place of `path` in the end, unless the body fails."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    partial = f"{path}.{uuid.uuid4().hex}.partial"
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(partial)
 
 
 def _attempt(

@@ -2,8 +2,8 @@
 
 In: the positions of each micro-batch, in order. Out: their clips, in the same order. Processes come from a fork server,
 which has never touched an object store's client, and write into shared memory that the caller gets as it is, to be used
-again once the caller has dropped it; a killed process is replaced, and what was in its hands is read again. Until they
-are up, the thread reads: the first batch never waits for a process to start.
+again once the caller has dropped it; a killed process is replaced, and what was in its hands is read again. They start
+behind the first micro-batch, and until they are up, the thread reads: nothing ever waits for a process to start.
 """
 
 import contextlib
@@ -101,7 +101,6 @@ class ReadAhead:
         self._losses = 0
         if num_processes:
             self._slots = _allocate(self._depth + _MAX_LENT, batch_bytes)
-            self._start_processes()
 
     def __iter__(self) -> "ReadAhead":
         return self
@@ -119,6 +118,8 @@ class ReadAhead:
                 self._replace_processes(error)
                 continue
             self._pending.popleft()
+            if self._num_processes and self._starting is None:
+                self._start_processes()
             if task.slot is not None:
                 clips = self._lend(task.slot, *clips)
                 self._losses = 0

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,14 +21,17 @@ from safetensors.torch import load_file, save
 from flamscale.errors import CheckpointError
 from flamscale.training.engine import Engine
 from flamscale.training.engine_state import read_module
+from flamscale.training.mirror import Mirror
+from flamscale.training.retention import META, Retention, delete, folder_name, step_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Resumed:
-    """Where a checkpoint left off: steps done (count) and the loader's state."""
+    """Where a checkpoint left off: steps done (count), and the states of the loader and of the batch filter."""
 
     step: int
     loader_state: Any
+    filter_state: dict[str, Any]
 
 
 class CheckpointStore:
@@ -38,17 +40,34 @@ class CheckpointStore:
     Args:
         folder: Holds the `step-*` folders; on storage that all processes share.
         keep: Newest checkpoints to keep (count).
+        keep_every: Those at multiples of this many steps are kept for good (count); 0 for none.
+        mirror: Copies them to an object store, on the process that has it.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, keep_every: int = 0, mirror: Mirror | None = None) -> None:
         self.folder = Path(folder)
-        self.keep = keep
+        self.retention = Retention(newest=keep, every=keep_every)
+        self.mirror = mirror
 
     def latest(self) -> Path | None:
         """Returns the newest committed checkpoint, None where there is none."""
-        return max(self._committed(), key=_step, default=None)
+        committed = self._committed()
+        return committed[max(committed)] if committed else None
 
-    def save(self, step: int, engine: Engine, loader_state: Any, extra: Mapping[str, Any]) -> None:
+    def copy_latest(self) -> None:
+        """Has the mirror copy the newest checkpoint, where it has not yet."""
+        latest = self.latest()
+        if latest is not None and self.mirror is not None:
+            self.mirror.send_checkpoint(latest, self.retention)
+
+    def save(
+        self,
+        step: int,
+        engine: Engine,
+        loader_state: Any,
+        extra: Mapping[str, Any],
+        filter_state: Mapping[str, Any] | None = None,
+    ) -> None:
         """Writes and commits the checkpoint of `step`, then drops old ones; all processes must call it.
 
         Args:
@@ -56,8 +75,9 @@ class CheckpointStore:
             engine: Writes model and optimiser.
             loader_state: The loader's state, a dataclass of a few values, one of them `manifest_hash`.
             extra: Settings of this run that a resumed one must share; JSON values.
+            filter_state: State of the `BatchFilter`, if there is one.
         """
-        final = self.folder / f"step-{step:06d}"
+        final = self.folder / folder_name(step)
         partial = final.with_suffix(".partial")
         with _named_failure(final):
             if engine.rank == 0:
@@ -75,11 +95,12 @@ class CheckpointStore:
                     "step": step,
                     "world_size": engine.world_size,
                     "loader_state": dataclasses.asdict(loader_state),
+                    "filter_state": filter_state or {},
                     "versions": _versions(),
                     "files": _merge_hashes(partial),
                 }
-                _write_json(partial / "meta.json", meta)
-                _commit(partial, final)
+                _write_json(partial / META, meta)
+                self._commit(partial, final)
                 self._drop_old()
         engine.barrier()
 
@@ -110,7 +131,8 @@ class CheckpointStore:
         engine.load(path)
         if meta["world_size"] == engine.world_size:  # else each process keeps the state its seed and rank gave it
             _set_random_state(load_file(path / f"random-{engine.rank:05d}.safetensors"), engine.device)
-        return Resumed(meta["step"], dataclasses.replace(loader_state, **meta["loader_state"]))
+        state = dataclasses.replace(loader_state, **meta["loader_state"])
+        return Resumed(meta["step"], state, meta.get("filter_state", {}))
 
     def _describe(self, engine: Engine, extra: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -142,7 +164,7 @@ class CheckpointStore:
             )
 
     def _check_shared(self, path: Path | None, engine: Engine) -> None:
-        step = float(_step(path)) if path else -1.0
+        step = float(step_of(path.name) or 0) if path else -1.0
         mean = engine.mean({"step": step})["step"]
         if engine.mean({"distance": abs(step - mean)})["distance"] > 0:
             raise CheckpointError(
@@ -151,22 +173,26 @@ class CheckpointStore:
                 "directory on storage that all nodes share."
             )
 
-    def _committed(self) -> list[Path]:
-        return [path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
+    def _committed(self) -> dict[int, Path]:
+        found = ((step_of(path.name), path) for path in self.folder.glob("step-*"))
+        return {step: path for step, path in found if step is not None}
 
     def _remove_uncommitted(self) -> None:
         for path in self.folder.glob("step-*.partial"):
             shutil.rmtree(path)
 
+    def _commit(self, partial: Path, final: Path) -> None:
+        """Makes the checkpoint exist, at once; one of the same step gives way to it."""
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        if self.mirror is not None:
+            self.mirror.send_checkpoint(final, self.retention)
+
     def _drop_old(self) -> None:
-        for path in sorted(self._committed(), key=_step)[: -self.keep]:
-            partial = path.with_suffix(".partial")
-            path.rename(partial)  # a removal that is cut short must not leave half a checkpoint behind
-            shutil.rmtree(partial)
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
+        committed = self._committed()
+        for step in self.retention.drops(committed):
+            (self.mirror.delete if self.mirror else delete)(committed[step])
 
 
 def _parameter_summary(module: torch.nn.Module) -> str:
@@ -240,7 +266,7 @@ def _check_files(folder: Path, hashes: Mapping[str, str], engine: Engine) -> Non
 def read_meta(path: Path) -> dict[str, Any]:
     """Returns the description of the committed checkpoint at `path`; raises CheckpointError if it is damaged."""
     try:
-        return json.loads((path / "meta.json").read_text())
+        return json.loads((path / META).read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(
             f"Expected a readable meta.json in {path}, found {error}; delete that folder to go on from the checkpoint "
@@ -265,13 +291,6 @@ def _write_json(path: Path, values: Any) -> None:
         json.dump(values, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _commit(partial: Path, final: Path) -> None:
-    """Makes the checkpoint exist, at once; one of the same step gives way to it."""
-    if final.exists():
-        shutil.rmtree(final)
-    partial.rename(final)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ and `losses`, the loss of each of those steps; validation writes `"kind": "valid
 """
 
 import json
-import math
 import os
 import resource
 import time
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor
 
 from flamscale.config import StageConfig
-from flamscale.errors import FlamError
 from flamscale.training.engine import Engine
 
 PHASES = ("data_wait_s", "forward_backward_s", "optimizer_s", "checkpoint_s", "validation_s")
@@ -44,6 +42,8 @@ class MetricsRecorder:
             os.replace(temporary, self.path)
         from torch.utils.tensorboard import SummaryWriter  # a second to import: only where it is used
 
+        if stage in self._writers:  # training went back
+            self._writers[stage].close()
         folder = self.path.parent / "tensorboard" / stage
         self._writers[stage] = SummaryWriter(str(folder), purge_step=step + 1)
 
@@ -142,17 +142,6 @@ class Meter:
             "losses": losses,
             "grad_norms": norms,
         }
-
-
-def check_finite(record: Mapping[str, Any], stage: str, step: int) -> None:
-    """Raises FlamError if a loss or gradient norm of the steps up to `step` is not a finite number."""
-    first = step - len(record["losses"]) + 1
-    for offset, (loss, norm) in enumerate(zip(record["losses"], record["grad_norms"], strict=True)):
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FlamError(
-                f"Expected a finite loss and gradient norm, found {loss} and {norm} at step {first + offset} of stage "
-                f"{stage}; start a new --out with a lower learning rate."
-            )
 
 
 def memory_peak_mib(device: torch.device) -> float:

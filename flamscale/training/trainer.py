@@ -11,11 +11,15 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from flamscale.config import StageConfig, check_batch_split
+from flamscale.errors import FlamError, LeaveError
 from flamscale.training.checkpoint import CheckpointStore
 from flamscale.training.engine import Engine
-from flamscale.training.metrics import Meter, MetricsRecorder, check_finite
+from flamscale.training.metrics import Meter, MetricsRecorder
 from flamscale.training.optimizer import learning_rate
+from flamscale.training.rewind import BatchFilter
 from flamscale.types import Batch
+
+_NOTICE_EVERY = 5  # steps; to ask makes the host wait for the device
 
 
 class Loader(Protocol):
@@ -39,6 +43,14 @@ def _print_now(line: str) -> None:
     print(line, flush=True)
 
 
+def _do_nothing() -> None:
+    pass
+
+
+def _never() -> bool:
+    return False
+
+
 def train(
     *,
     stage: str,
@@ -51,6 +63,8 @@ def train(
     validate: Callable[[], dict[str, float]] | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = _print_now,
+    beat: Callable[[], None] = _do_nothing,
+    shall_leave: Callable[[], bool] = _never,
 ) -> None:
     """Trains up to step `config.num_steps`, from the newest checkpoint or from the start.
 
@@ -65,34 +79,57 @@ def train(
         validate: Returns validation metrics, averaged over processes; called on all of them.
         seed: Of initial weights, data order and sampling; part of what a checkpoint must agree on.
         progress: Takes one line a record, on rank 0; None for silence.
+        beat: Called before every step.
+        shall_leave: Whether to save a checkpoint and end; asked every few steps, and true for all if for one process.
 
     Raises:
-        FlamError: A loss or gradient norm is not finite.
+        LeaveError: `shall_leave` was true.
+        FlamError: A loss or gradient norm is not finite or jumps, and going back has not helped.
         CheckpointError: The newest checkpoint is damaged, or of another run.
     """
     check_batch_split(config, engine.world_size, stage)
     accumulation = config.global_batch // (config.micro_batch * engine.world_size)
     identity = {"stage": stage, "seed": seed}
-    resumed = checkpoints.load(engine, loader.state(), identity)
-    first_step = resumed.step if resumed else 0
-    if resumed:
-        loader.load_state(resumed.loader_state)
-    recorder.resume(stage, first_step)
+    batch_filter = BatchFilter(config)
     report = progress if progress and engine.rank == 0 else _say_nothing
-    if resumed:
-        report(f"{stage}: going on from step {first_step} of {config.num_steps}")
 
+    def go_back() -> int | None:
+        """Goes on from the newest checkpoint, if there is one; returns its step."""
+        resumed = checkpoints.load(engine, loader.state(), identity)
+        if resumed is None:
+            return None
+        loader.load_state(resumed.loader_state)
+        batch_filter.load_state(resumed.filter_state)
+        recorder.resume(stage, resumed.step)
+        return resumed.step
+
+    step = go_back()
+    if step is None:
+        step = 0
+        recorder.resume(stage, step)
+    else:
+        report(f"{stage}: going on from step {step} of {config.num_steps}")
     batches = iter(loader)
     meter = Meter(engine.device)
-    for step in range(first_step, config.num_steps):
-        done = step + 1
+    while step < config.num_steps:
+        beat()
+        for _ in range(accumulation * (batch_filter.batch_of(step) - batch_filter.batch_of(step - 1) - 1)):
+            next(batches)
         rate = learning_rate(step, config)
         _optimizer_step(engine, batches, prepare, step, accumulation, rate, meter)
-        saves = done % config.checkpoint_every == 0 or done == config.num_steps
+        step = done = step + 1
+        leaves = done % _NOTICE_EVERY == 0 and engine.mean({"leave": float(shall_leave())})["leave"] > 0
+        saves = leaves or done % config.checkpoint_every == 0 or done == config.num_steps
         if saves or done % config.log_every == 0:
             head = {"stage": stage, "step": done, "kind": "train", "learning_rate": rate}
-            record = head | meter.flush(engine, config, loader.skipped_samples)
-            check_finite(record, stage, done)
+            record: dict[str, Any] = head | meter.flush(engine, config, loader.skipped_samples)
+            bad = batch_filter.first_bad(record["losses"], record["grad_norms"])
+            if bad is not None:
+                bad_step, reason = done - len(record["losses"]) + bad[0], bad[1]
+                step = _rewind(stage, bad_step, reason, config, batch_filter, go_back, recorder, report)
+                batches = iter(loader)
+                continue
+            record["left_out_batches"] = len(batch_filter.left_out)
             recorder.write(record)
             report(_progress_line(record, config))
         if validate and config.validate_every and (done % config.validate_every == 0 or done == config.num_steps):
@@ -101,7 +138,41 @@ def train(
             recorder.write({"stage": stage, "step": done, "kind": "validation"} | result)
         if saves:
             with meter.phase("checkpoint_s"):
-                checkpoints.save(done, engine, loader.state(), identity)
+                checkpoints.save(done, engine, loader.state(), identity, batch_filter.state())
+        if leaves:
+            raise LeaveError(
+                f"Told to leave, stage {stage} saved step {done}; submit the job again to go on from there."
+            )
+
+
+def _rewind(
+    stage: str,
+    bad_step: int,
+    reason: str,
+    config: StageConfig,
+    batch_filter: BatchFilter,
+    go_back: Callable[[], int | None],
+    recorder: MetricsRecorder,
+    report: Callable[[str], None],
+) -> int:
+    """Goes back to the newest checkpoint, to leave out what came before the bad step; returns the step to go on from.
+
+    Raises:
+        FlamError: There is none, or it has been done too often.
+    """
+    found = f"found {reason} at step {bad_step + 1} of stage {stage}"
+    step = go_back() if batch_filter.rewinds < config.max_rewinds else None
+    if step is None:
+        raise FlamError(
+            f"Expected a finite loss that does not jump, {found}, after going back {batch_filter.rewinds} times; start "
+            "a new --out with a lower learning rate."
+        )
+    left_out = batch_filter.leave_out(bad_step, step)
+    recorder.write(
+        {"stage": stage, "step": step, "kind": "rewind", "bad_step": bad_step + 1, "why": reason, "left_out": left_out}
+    )
+    report(f"{stage}: {found}; going back to step {step}, to leave out global batches {left_out}")
+    return step
 
 
 def _optimizer_step(

@@ -22,6 +22,9 @@ from flamscale.data.manifest import VIDEO
 WARM_S = 1.5
 """Time from the first batch to the start of a measurement of speed (seconds)."""
 
+MEMORY_S = 8.0
+"""Time until memory is weighed, and until it is weighed again: some epochs each (seconds)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -144,10 +147,11 @@ def _survivors(batches: Generator, job: Job) -> dict:
 
 
 def _memory(batches: Generator, job: Job) -> dict:
-    """Memory of all processes together at the end of three epochs, shared pages counted once."""
+    """Memory of all processes together, shared pages counted once, after MEMORY_S and after as long again."""
     used = []
-    for _ in range(3):
-        for _ in range(job.num_samples // job.batch):
+    for _ in range(2):
+        end_s = time.perf_counter() + MEMORY_S
+        while time.perf_counter() < end_s:
             next(batches)
         used.append(sum(one.memory_full_info().pss for one in _tree()) / 2**20)
-    return {"memory_mib": used[0], "growth_mib": used[-1] - used[0]}
+    return {"memory_mib": used[-1], "growth_mib": used[-1] - used[0]}

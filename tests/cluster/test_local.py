@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -89,14 +90,12 @@ def kill_at(step: int, out: Path, *names: str) -> None:
         process.kill()
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(600)  # four worker groups, one after another
-def test_a_job_goes_on_bit_for_bit_after_a_worker_and_then_all_of_it_is_killed(port, tiny_data, tmp_path):
-    config = tiny_config(tiny_data, tmp_path / "whole", num_workers=2)
+@pytest.fixture(scope="module")
+def whole(port: int, tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+    """Settings of a run that nothing has disturbed."""
+    config = tiny_config(tiny_data, tmp_path_factory.mktemp("runs") / "whole", num_workers=2)
     stage = replace(config.flam_stage, num_steps=40, checkpoint_every=10, validate_every=0)
     whole = replace(config, flam_stage=stage)
-    broken = replace(whole, out=str(tmp_path / "broken"))
-
     job = submit(port, *flags(whole))
     wait_for(1, Path(whole.out))
     assert len(job_processes("ray::RayTrainWorker")) == 2
@@ -104,7 +103,13 @@ def test_a_job_goes_on_bit_for_bit_after_a_worker_and_then_all_of_it_is_killed(p
     output = finish(job)
     assert job.returncode == 0, output
     assert output.splitlines()[-1].startswith(f"run directory {whole.out}")
+    return whole
 
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)  # four worker groups, one after another
+def test_a_job_goes_on_bit_for_bit_after_a_worker_and_then_all_of_it_is_killed(port, whole, tmp_path):
+    broken = replace(whole, out=str(tmp_path / "broken"))
     job = submit(port, *flags(broken))
     kill_at(12, Path(broken.out), "ray::RayTrainWorker")
     kill_at(22, Path(broken.out), "pretrain_large.py", "ray::RayTrainWorker")
@@ -119,6 +124,28 @@ def test_a_job_goes_on_bit_for_bit_after_a_worker_and_then_all_of_it_is_killed(p
     assert losses(Path(broken.out)) == losses(Path(whole.out))
     results = [json.loads((Path(config.out) / "result.json").read_text()) for config in (whole, broken)]
     assert results[0]["rollout"] == results[1]["rollout"]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_worker_that_hangs_is_replaced_and_a_job_told_to_leave_saves_first(port, whole, tmp_path):
+    disturbed = replace(whole, out=str(tmp_path / "out"), cluster=replace(whole.cluster, hang_timeout_s=15.0))
+    out = Path(disturbed.out)
+    job = submit(port, *flags(disturbed))
+    wait_for(12, out)
+    job_processes("ray::RayTrainWorker")[0].suspend()
+    wait_for(22, out)
+    next(process for process in job_processes("pretrain_large.py") if "python" in process.name()).terminate()
+    output = finish(job)
+    assert job.returncode == 1, output
+    assert "flam: going on from step 10 of 40" in output
+    assert re.search(r"^error: Told to leave, stage flam saved step \d+; submit the job again", output, re.MULTILINE)
+    assert "No step was finished for 15 s." in next(out.glob("stacks/rank-*.txt")).read_text()
+
+    job = submit(port, *flags(disturbed))
+    output = finish(job)
+    assert job.returncode == 0, output
+    assert losses(out) == losses(Path(whole.out))
 
 
 @pytest.mark.ray

@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from flamscale.config import StageConfig
-from flamscale.errors import FlamError
+from flamscale.errors import FlamError, LeaveError
 from flamscale.training.engine import TorchEngine
 from flamscale.training.metrics import read_records
 from flamscale.training.trainer import average_over
@@ -99,15 +101,86 @@ def test_both_precisions_train_fp32_parameters(tmp_path: Path, precision: str) -
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_ends_the_run_at_the_next_record(tmp_path: Path, bad: float) -> None:
+def test_a_loss_that_stays_not_finite_ends_the_run_at_the_last_good_checkpoint(tmp_path: Path, bad: float) -> None:
     def diverging(batch: Batch, step: int) -> dict[str, Tensor]:
         inputs = prepare(batch, step)
         return inputs if step != 9 else inputs | {"target": inputs["target"] * bad}
 
-    with pytest.raises(FlamError, match=r"at step 10 of stage toy; start a new --out with a lower learning rate"):
+    message = r"at step 10 of stage toy, after going back 3 times; start a new --out with a lower learning rate"
+    with pytest.raises(FlamError, match=message):
         run_toy(tmp_path, toy_config(), make_inputs=diverging)
     assert len(losses(tmp_path)) == 8
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000006"]
+
+
+class LoaderWithout(ToyLoader):
+    """Leaves some global batches out."""
+
+    def __init__(self, config: StageConfig, left_out: tuple[int, ...]) -> None:
+        super().__init__(config)
+        self.left_out = left_out
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            if int(batch.positions[0]) // self.config.global_batch not in self.left_out:
+                yield batch
+
+
+def spoiled(bad_batch: int, factor: float) -> Callable[[Batch, int], dict[str, Tensor]]:
+    """Returns a `prepare` that spoils the targets of one global batch."""
+
+    def make_inputs(batch: Batch, step: int) -> dict[str, Tensor]:
+        inputs = prepare(batch, step)
+        is_bad = int(batch.positions[0]) // 8 == bad_batch
+        return inputs | {"target": inputs["target"] * factor} if is_bad else inputs
+
+    return make_inputs
+
+
+@pytest.mark.parametrize(
+    ("factor", "changes"), [(math.nan, {}), (math.inf, {}), (100.0, {"spike_factor": 20.0, "num_steps": 90})]
+)
+def test_bad_data_are_left_out_after_going_back_and_nothing_else_changes(
+    tmp_path: Path, factor: float, changes: dict[str, Any]
+) -> None:
+    bad_batch = 63 if changes else 9
+    config, lines = toy_config(**changes), []
+    run_toy(tmp_path / "spoiled", config, make_inputs=spoiled(bad_batch, factor), progress=lines.append)
+    run_toy(tmp_path / "without", config, loader=LoaderWithout(config, (bad_batch - 1, bad_batch)))
+    assert losses(tmp_path / "spoiled") == losses(tmp_path / "without")
+    assert [line for line in lines if f"to leave out global batches [{bad_batch - 1}, {bad_batch}]" in line]
+    records = read_records(tmp_path / "spoiled/metrics.jsonl")
+    assert [record["kind"] for record in records].count("rewind") == 1
+    assert records[-1]["left_out_batches"] == 2
+
+
+def test_a_run_killed_after_it_went_back_goes_on_as_it_would_have(tmp_path: Path) -> None:
+    make_inputs = spoiled(9, math.nan)
+    run_toy(tmp_path / "whole", toy_config(), make_inputs=make_inputs)
+    for num_steps in (12, 18, 30):  # each time from a checkpoint that the one before left
+        run_toy(tmp_path / "cut", toy_config(num_steps=num_steps), make_inputs=make_inputs)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_without_a_checkpoint_to_go_back_to_the_run_ends(tmp_path: Path) -> None:
+    with pytest.raises(FlamError, match=r"at step 3 of stage toy, after going back 0 times"):
+        run_toy(tmp_path, toy_config(), make_inputs=spoiled(2, math.nan))
+
+
+def test_told_to_leave_it_saves_and_goes_on_from_there_the_next_time(tmp_path: Path) -> None:
+    run_toy(tmp_path / "whole", toy_config())
+    asked = []
+
+    def at_the_third_time() -> bool:
+        asked.append(True)
+        return len(asked) == 3
+
+    with pytest.raises(LeaveError, match=r"^Told to leave, stage toy saved step 15; submit the job again"):
+        run_toy(tmp_path / "left", toy_config(), shall_leave=at_the_third_time)
+    lines: list[str] = []
+    run_toy(tmp_path / "left", toy_config(), progress=lines.append)
+    assert lines[0] == "toy: going on from step 15 of 30"
+    assert losses(tmp_path / "left") == losses(tmp_path / "whole")
 
 
 def test_validation_is_recorded_and_does_not_disturb_training(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from flamscale.config import StageConfig
 from flamscale.training.checkpoint import CheckpointStore
 from flamscale.training.engine import Engine, TorchEngine
 from flamscale.training.metrics import MetricsRecorder
+from flamscale.training.mirror import Mirror
 from flamscale.training.trainer import train
 from flamscale.types import Batch
 
@@ -97,6 +98,7 @@ def run_toy(
     loader: ToyLoader | None = None,
     make_inputs: Callable[[Batch, int], dict[str, Tensor]] = prepare,
     recorder_enabled: bool = True,
+    mirror: Mirror | None = None,
     **arguments: Any,
 ) -> None:
     """Trains the toy objective in `folder`, from the newest checkpoint there."""
@@ -108,7 +110,7 @@ def run_toy(
             loader=loader or ToyLoader(config),
             prepare=make_inputs,
             config=config,
-            checkpoints=CheckpointStore(folder / "checkpoints", config.keep_checkpoints),
+            checkpoints=CheckpointStore(folder / "checkpoints", config.keep_checkpoints, config.keep_every, mirror),
             recorder=recorder,
             **({"progress": None} | arguments),
         )
