@@ -70,6 +70,11 @@ def test_a_resumed_run_repeats_the_whole_one_bit_for_bit(outcome: dict[str, Any]
         assert findings[f"resume-{stage}"] == {"weights": True, "losses": True}
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_run_goes_back_from_a_loss_that_is_not_finite(outcome: dict[str, Any], stage: int) -> None:
+    assert all(findings[f"rewound-{stage}"] for findings in outcome["findings"])
+
+
 @pytest.mark.parametrize("kind", ["torch", "0", "1", "2", "3"])
 def test_every_engine_goes_on_from_a_checkpoint_of_zero_2_in_two_processes(outcome: dict[str, Any], kind: str) -> None:
     for findings in outcome["findings"]:

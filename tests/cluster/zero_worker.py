@@ -1,6 +1,7 @@
 """One of two gloo processes, started with torchrun's variables: zero_worker.py FOLDER; writes its findings as JSON."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from flamscale.training.metrics import Meter, read_records
 from flamscale.training.objectives import FlamObjective
 from flamscale.types import Batch
 from tests.small_models import FLAM, TOKENIZER
-from tests.training.toy import CPU, ToyLoader, ToyObjective, prepare, run_toy, toy_config
+from tests.training.toy import CPU, LoaderWithout, ToyLoader, ToyObjective, prepare, run_toy, spoiled, toy_config
 
 FOLDER = Path(sys.argv[1])
 CONFIG = toy_config(global_batch=8, micro_batch=2, grad_clip=0.5, checkpoint_every=3, log_every=3)  # 2 micro-batches
@@ -107,6 +108,23 @@ def compare_resumed(stage: int) -> dict[str, bool]:
     return {"weights": same, "losses": RANK > 0 or (losses[0] == losses[1] and len(losses[0]) == 9)}
 
 
+def compare_rewound(stage: int) -> bool:
+    """Whether a run whose fifth batch is damaged goes back, and then repeats one that never had it nor the one before."""
+    config, losses = replace(CONFIG, num_steps=12), []
+    for name, make_inputs, loader in (
+        ("spoiled", spoiled(4, math.nan), ToyLoader(config, RANK, 2)),
+        ("without", prepare, LoaderWithout(config, RANK, 2, left_out=(3, 4))),
+    ):
+        folder = FOLDER / f"{name}-{stage}"
+        engine = make(stage, config)
+        run_toy(folder, config, engine=engine, loader=loader, make_inputs=make_inputs, recorder_enabled=RANK == 0)
+        engine.close()
+        if RANK == 0:
+            records = read_records(folder / "metrics.jsonl")
+            losses.append([loss for record in records for loss in record.get("losses", [])])
+    return RANK > 0 or (losses[0] == losses[1] and len(losses[0]) == 12)
+
+
 def compare_other_engines() -> dict[str, float]:
     """Largest differences between what engines of other kinds and sizes hold and do after loading one checkpoint."""
     config = toy_config(global_batch=8, micro_batch=2, grad_clip=0.5)
@@ -162,6 +180,8 @@ def main() -> None:
         engine.close()
     for stage in (0, 2, 3):
         findings[f"resume-{stage}"] = compare_resumed(stage)
+    for stage in (0, 1, 2, 3):
+        findings[f"rewound-{stage}"] = compare_rewound(stage)
     findings["files"] = sorted({path.suffix for path in FOLDER.rglob("step-*/*")})
     for name, stage in (("toy", 1), ("flam", 3)):
         engine = make(stage, toy_config(global_batch=8, micro_batch=2, grad_clip=0.5, precision="bf16"), name)

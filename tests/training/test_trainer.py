@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from flamscale.training.engine import TorchEngine
 from flamscale.training.metrics import read_records
 from flamscale.training.trainer import average_over
 from flamscale.types import Batch
-from tests.training.toy import CPU, ToyLoader, ToyObjective, prepare, run_toy, toy_config
+from tests.training.toy import CPU, LoaderWithout, ToyLoader, ToyObjective, prepare, run_toy, spoiled, toy_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,30 +112,6 @@ def test_a_loss_that_stays_not_finite_ends_the_run_at_the_last_good_checkpoint(t
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000006"]
 
 
-class LoaderWithout(ToyLoader):
-    """Leaves some global batches out."""
-
-    def __init__(self, config: StageConfig, left_out: tuple[int, ...]) -> None:
-        super().__init__(config)
-        self.left_out = left_out
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in super().__iter__():
-            if int(batch.positions[0]) // self.config.global_batch not in self.left_out:
-                yield batch
-
-
-def spoiled(bad_batch: int, factor: float) -> Callable[[Batch, int], dict[str, Tensor]]:
-    """Returns a `prepare` that spoils the targets of one global batch."""
-
-    def make_inputs(batch: Batch, step: int) -> dict[str, Tensor]:
-        inputs = prepare(batch, step)
-        is_bad = int(batch.positions[0]) // 8 == bad_batch
-        return inputs | {"target": inputs["target"] * factor} if is_bad else inputs
-
-    return make_inputs
-
-
 @pytest.mark.parametrize(
     ("factor", "changes"), [(math.nan, {}), (math.inf, {}), (100.0, {"spike_factor": 20.0, "num_steps": 90})]
 )
@@ -146,7 +121,7 @@ def test_bad_data_are_left_out_after_going_back_and_nothing_else_changes(
     bad_batch = 63 if changes else 9
     config, lines = toy_config(**changes), []
     run_toy(tmp_path / "spoiled", config, make_inputs=spoiled(bad_batch, factor), progress=lines.append)
-    run_toy(tmp_path / "without", config, loader=LoaderWithout(config, (bad_batch - 1, bad_batch)))
+    run_toy(tmp_path / "without", config, loader=LoaderWithout(config, left_out=(bad_batch - 1, bad_batch)))
     assert losses(tmp_path / "spoiled") == losses(tmp_path / "without")
     assert [line for line in lines if f"to leave out global batches [{bad_batch - 1}, {bad_batch}]" in line]
     records = read_records(tmp_path / "spoiled/metrics.jsonl")

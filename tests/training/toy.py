@@ -74,12 +74,36 @@ class ToyLoader:
         self.position = state.position
 
 
+class LoaderWithout(ToyLoader):
+    """Leaves some global batches out."""
+
+    def __init__(self, config: StageConfig, rank: int = 0, world_size: int = 1, *, left_out: tuple[int, ...]) -> None:
+        super().__init__(config, rank, world_size)
+        self.left_out = left_out
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            if int(batch.positions[0]) // self.config.global_batch not in self.left_out:
+                yield batch
+
+
 def prepare(batch: Batch, step: int) -> dict[str, Tensor]:
     """Draws inputs of width 16 and targets from each clip's position alone."""
     generator = torch.Generator()
     rows = [torch.randn(31, generator=generator.manual_seed(int(position))) for position in batch.positions]
     images, target = torch.stack(rows).split([16, 15], dim=1)
     return {"images": images, "target": target}
+
+
+def spoiled(bad_batch: int, factor: float) -> Callable[[Batch, int], dict[str, Tensor]]:
+    """Returns a `prepare` that spoils the targets of one global batch."""
+
+    def make_inputs(batch: Batch, step: int) -> dict[str, Tensor]:
+        inputs = prepare(batch, step)
+        is_bad = int(batch.positions[0]) // 8 == bad_batch
+        return inputs | {"target": inputs["target"] * factor} if is_bad else inputs
+
+    return make_inputs
 
 
 def toy_config(**changes: Any) -> StageConfig:
