@@ -109,7 +109,7 @@ def compare_resumed(stage: int) -> dict[str, bool]:
 
 
 def compare_rewound(stage: int) -> bool:
-    """Whether a run whose fifth batch is damaged goes back, and then repeats one that never had it nor the one before."""
+    """Whether a run whose fifth batch is damaged goes back and repeats one that had neither it nor the one before."""
     config, losses = replace(CONFIG, num_steps=12), []
     for name, make_inputs, loader in (
         ("spoiled", spoiled(4, math.nan), ToyLoader(config, RANK, 2)),
