@@ -26,9 +26,12 @@ dashboard_port=${DASHBOARD_PORT:-8265}
 metrics_port=${METRICS_PORT:-8080} # on every node, for Prometheus
 start_timeout_s=300
 
+fail() { # message, exit code
+    echo "error: $1" >&2
+    exit "$2"
+}
 if (($# == 0)); then
-    echo "error: Expected the job's command after -e, found none; pass python recipes/... and its flags." >&2
-    exit 2
+    fail "Expected the job's command after cluster/slurm.sh, found none; pass python recipes/... and its flags." 2
 fi
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 
@@ -40,7 +43,8 @@ if ((${#nodes[@]} == 1)); then
     address=127.0.0.1
     export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 # Ray's switch for a head that listens on loopback alone
 else # the first node's address as the last one sees it: on its own node a name may stand for loopback
-    read -r address _ < <(srun --nodes=1 --ntasks=1 --nodelist="${nodes[-1]}" getent ahostsv4 "${nodes[0]}")
+    read -r address _ < <(srun --nodes=1 --ntasks=1 --nodelist="${nodes[-1]}" getent ahostsv4 "${nodes[0]}") ||
+        fail "Expected ${nodes[-1]} to know the address of ${nodes[0]}, found none; check the name service." 1
 fi
 export no_proxy="127.0.0.1,$address${no_proxy:+,$no_proxy}"
 export NO_PROXY=$no_proxy

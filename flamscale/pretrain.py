@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -35,7 +35,7 @@ from flamscale.models.tokenizer import Tokenizer, frame_encoder, to_images
 from flamscale.run_directory import STAGES, RunDirectory, check_same_tokenizer, find_tokenizer
 from flamscale.training.checkpoint import CheckpointStore
 from flamscale.training.engine import Engine
-from flamscale.training.metrics import MetricsRecorder
+from flamscale.training.metrics import MetricsRecorder, Observer
 from flamscale.training.mirror import Mirror
 from flamscale.training.objectives import FlamInputs, FlamObjective, TokenizerInputs, TokenizerObjective
 from flamscale.training.trainer import average_over, train
@@ -86,6 +86,7 @@ def pretrain(
     world_size: int,
     device: torch.device,
     command: str = "",
+    observers: Sequence[Observer] = (),
 ) -> dict[str, Any] | None:
     """Runs or resumes a whole pretraining run; all workers of one group call it with their own rank.
 
@@ -96,6 +97,7 @@ def pretrain(
         world_size: workers.
         device: what this worker computes on.
         command: what started the run, for the report.
+        observers: see every record of training and validation, on rank 0.
 
     Returns:
         The content of result.json on rank 0, None elsewhere.
@@ -108,7 +110,7 @@ def pretrain(
         raise ConfigError(f"flam.kernels asks for Triton kernels, but {reason}.")
     data = check_inputs(config, write=rank == 0)
     directory = RunDirectory(Path(config.out))
-    recorder = MetricsRecorder(directory.root, enabled=rank == 0)
+    recorder = MetricsRecorder(directory.root, enabled=rank == 0, observers=observers)
     mirror = Mirror(directory.root, config.copy_to, [directory.metrics]) if config.copy_to and rank == 0 else None
     worker = Worker(config, make_engine, rank, world_size, device, data, directory, recorder, mirror, command)
     with closing(recorder), _copying(worker):

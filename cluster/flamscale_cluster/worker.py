@@ -9,6 +9,7 @@ import torch
 
 from flamscale.config import PretrainConfig, from_dict
 from flamscale.pretrain import pretrain, summary
+from flamscale_cluster.ray_metrics import RayMetrics
 from flamscale_cluster.zero import ZeroEngine
 
 
@@ -23,5 +24,6 @@ def run_worker(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]] | N
     torch.set_num_threads(config.cluster.cpus_per_worker)
     make_engine = functools.partial(ZeroEngine, zero_stage=config.cluster.zero_stage, device=device, seed=config.seed)
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    result = pretrain(config, make_engine, rank, world_size, device, settings["command"])
+    observers = [RayMetrics(run=config.out)]
+    result = pretrain(config, make_engine, rank, world_size, device, settings["command"], observers)
     return None if result is None else (result, summary(config, result))

@@ -8,7 +8,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,20 @@ from flamscale.training.engine import Engine
 
 PHASES = ("data_wait_s", "forward_backward_s", "optimizer_s", "checkpoint_s", "validation_s")
 
+Observer = Callable[[Mapping[str, Any]], None]
+"""Sees every record right after it was written."""
+
 
 class MetricsRecorder:
-    """Appends records to metrics.jsonl and TensorBoard (a folder a stage); does nothing where it is not enabled."""
+    """Appends records to metrics.jsonl and TensorBoard (a folder a stage), and hands them to observers.
 
-    def __init__(self, folder: Path, enabled: bool = True) -> None:
+    Does nothing where it is not enabled.
+    """
+
+    def __init__(self, folder: Path, enabled: bool = True, observers: Sequence[Observer] = ()) -> None:
         self.path = Path(folder) / "metrics.jsonl"
         self.enabled = enabled
+        self._observers = observers
         self._writers: dict[str, Any] = {}
 
     def resume(self, stage: str, step: int) -> None:
@@ -58,6 +65,8 @@ class MetricsRecorder:
             if isinstance(value, int | float) and name != "step":
                 writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
         writer.flush()
+        for observe in self._observers:
+            observe(record)
 
     def close(self) -> None:
         """Ends TensorBoard's writer threads."""

@@ -1,6 +1,7 @@
 """The RayJob manifest: fits KubeRay's and Kubernetes' schemas, agrees with recipe, image and presets, and is safe."""
 
 import json
+import re
 import shlex
 import tomllib
 from pathlib import Path
@@ -59,7 +60,8 @@ def test_the_entrypoint_is_one_the_recipe_takes(monkeypatch):
     check_places(config)
     check_absolute(places(config))
     assert program == "python"
-    assert (ROOT / recipe).exists()
+    (folder,) = re.findall(r"^WORKDIR (\S+)$", (ROOT / "cluster" / "Dockerfile").read_text(), re.MULTILINE)
+    assert (ROOT / Path(recipe).relative_to(folder)).exists()
     (mount,) = container("worker")["volumeMounts"]
     assert config.out.startswith(mount["mountPath"] + "/")
 

@@ -142,6 +142,13 @@ def test_on_many_nodes_the_first_is_the_head_and_the_others_join_it(slurm, tmp_p
     assert all("0.0.0.0" not in line for line in asked)
 
 
+def test_a_head_without_an_address_is_told(slurm, tmp_path):
+    (tmp_path / "bin" / "getent").symlink_to("/bin/false")
+    script = start(slurm | {"SLURM_JOB_NODELIST": "node0,node1"}, "python", "x.py")
+    assert "error: Expected node1 to know the address of node0, found none; check" in script.communicate()[0]
+    assert script.returncode == 1
+
+
 def test_a_cluster_that_does_not_come_up_is_told_in_time():
     with pytest.raises(ClusterError, match=r"^Expected 2 nodes in the Ray cluster at .* within 0 s, found 0; look"):
         wait_for_nodes(f"http://127.0.0.1:{free_port()}", 2, timeout_s=0.0)

@@ -43,3 +43,12 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert read_records(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_observers_see_each_record_once_it_is_written(tmp_path: Path) -> None:
+    seen = []
+    recorder = MetricsRecorder(tmp_path, observers=[lambda record: seen.append((record, read_records(recorder.path)))])
+    recorder.resume("flam", 0)
+    record(recorder, "flam", 1, 2)
+    recorder.close()
+    assert [(line["step"], len(written)) for line, written in seen] == [(1, 1), (2, 2)]
