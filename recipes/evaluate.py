@@ -5,6 +5,7 @@ Loads a `model/` folder, infers the latent actions of held-out clips, rolls the 
 report.md, rollout.gif and rollout.png: the same evaluation that ends a pretraining job, on any data set.
 
 Command: python recipes/evaluate.py --model runs/quickstart/model --data data/quickstart --out runs/evaluation
+On a simulator's data, --factors adds DCI, information of latent actions, and segmentation by slots.
 Hardware and hours: any; 64 clips of 64x64 take about 20 s on one CPU core.
 Expected: the numbers in the run's own result.json, digit for digit, on the same data, split and settings.
 """
@@ -14,14 +15,22 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from flamscale import command_line
-from flamscale.config import EvaluationConfig
+from flamscale.config import EvaluationConfig, FlamConfig
 from flamscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flamscale.data.labels import LabelledClips
+    from flamscale.data.mixture import Mixture
+
+PROBE_CLIPS = 256
+"""Training clips that linear probes of slots are fitted on, or all there are (count)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +47,8 @@ class Arguments:
     """Part of the data set that the clips are taken from; the median frame is always that of train."""
     device: str = "cpu"
     """What to compute on, in torch's words: cpu, cuda, cuda:1."""
+    factors: bool = False
+    """Also measure how slots and latent actions stand for entities: needs a simulator's data, with labels."""
     evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluationConfig)
     """Clips, context and horizon."""
 
@@ -47,6 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     chosen = command_line.parse(Arguments, arguments, description=__doc__ or "")
     from flamscale.data.mixture import Mixture
     from flamscale.data.sampling import eval_clips, median_frame
+    from flamscale.eval.entities import evaluate_entities
     from flamscale.eval.report import headline, write_report
     from flamscale.eval.rollout import evaluate_rollouts
     from flamscale.models.huggingface import FlamForWorldModeling
@@ -68,12 +80,24 @@ def main(arguments: Sequence[str]) -> None:
         frame_stride=config.frame_stride,
         num_clips=config.num_clips,
     )
+    labelled = _labelled_clips(data, model.flam.config, chosen) if chosen.factors else None
     evaluation = evaluate_rollouts(model.tokenizer, model.flam, clips, median_frame(data), config)
+    if labelled:
+        evaluation.result["entities"] = evaluate_entities(model.tokenizer, model.flam, *labelled, config)
     result = {**evaluation.result, "timings": {"evaluation_s": time.perf_counter() - started}}
     settings = vars(chosen) | {"tokenizer": model.tokenizer.config, "flam": model.flam.config}
     command = shlex.join(["python", "recipes/evaluate.py", *sys.argv[1:]])
     write_report(Path(chosen.out), result, evaluation.pictures, settings=settings, command=command)
     print(*headline(result), f"report: {Path(chosen.out) / 'report.md'}", sep="\n")
+
+
+def _labelled_clips(data: "Mixture", flam: FlamConfig, chosen: Arguments) -> "tuple[LabelledClips, LabelledClips]":
+    """Clips to fit probes on and held-out ones, as long as a rollout looks back: slots of longer ones are untrained."""
+    from flamscale.data.labels import labelled_clips
+
+    config, clip_frames = chosen.evaluation, flam.history_frames + 1
+    select = partial(labelled_clips, data, clip_frames=clip_frames, frame_stride=config.frame_stride)
+    return select("train", num_clips=PROBE_CLIPS), select(chosen.split, num_clips=config.num_clips)
 
 
 if __name__ == "__main__":

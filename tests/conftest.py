@@ -33,7 +33,9 @@ settings.load_profile("timeless")
 torch.set_num_threads(1)  # as in the processes that tests start: sums then round alike
 
 # Every annotated shape in these is checked at every call; it must stand before their first import.
-install_import_hook(["flamscale.models", "flamscale.training.objectives", "flamscale_kernels"], "beartype.beartype")
+install_import_hook(
+    ["flamscale.eval", "flamscale.models", "flamscale.training.objectives", "flamscale_kernels"], "beartype.beartype"
+)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -1,5 +1,6 @@
 """Fixed pictures of a data set: evenly spread clips for evaluation, and the median frame: the scene, no movers."""
 
+from collections.abc import Iterator
 from itertools import chain
 
 import numpy as np
@@ -7,8 +8,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from flamscale.data.clips import ClipSpace
+from flamscale.data.clips import Clip, ClipSpace
 from flamscale.data.mixture import Mixture
+from flamscale.data.ranges import SampleId
 from flamscale.data.reader import ClipReader
 
 
@@ -22,23 +24,40 @@ def eval_clips(
     Raises:
         DataError: no such split, no sample long enough, or none that can be read.
     """
-    span = (clip_frames - 1) * frame_stride + 1
-    return _evenly(data, ClipSpace(data.of_split(split), clip_frames, frame_stride, clip_hop=span), num_clips)
+    return read_spread(data, eval_space(data, split, clip_frames=clip_frames, frame_stride=frame_stride), num_clips)[0]
 
 
 def median_frame(data: Mixture, num_frames: int = 256) -> UInt8[Tensor, "H W 3"]:
     """Returns the per-pixel, per-channel median of `num_frames` training frames spread evenly (all, if fewer)."""
-    frames = _evenly(data, ClipSpace(data.of_split("train"), 1, 1, 1), num_frames)
+    frames, _ = read_spread(data, ClipSpace(data.of_split("train"), 1, 1, 1), num_frames)
     return frames[:, 0].median(dim=0).values
 
 
-def _evenly(data: Mixture, space: ClipSpace, count: int) -> UInt8[Tensor, "n T H W 3"]:
-    """Reads `count` clips evenly spread over the clip space, or all of them if there are fewer."""
+def eval_space(data: Mixture, split: str, *, clip_frames: int, frame_stride: int) -> ClipSpace:
+    """Returns the clips of a split that do not overlap."""
+    span = (clip_frames - 1) * frame_stride + 1
+    return ClipSpace(data.of_split(split), clip_frames, frame_stride, clip_hop=span)
+
+
+def read_spread(data: Mixture, space: ClipSpace, count: int) -> tuple[UInt8[Tensor, "n T H W 3"], list[Clip]]:
+    """Reads `count` clips evenly spread over the clip space, or all if there are fewer; returns where each lay, too."""
     total = space.num_clips
     reader = ClipReader(space, content=data.content, frame_shape=data.frame_shape)
-    numbers = (np.arange(min(count, total)) * total) // min(count, total)
-    wanted = [chain(range(number, total), range(number)) for number in numbers.tolist()]
+    frames: list[np.ndarray] = []
+    places: list[Clip] = []
+    bad: set[SampleId] = set()
     try:
-        return torch.from_numpy(np.stack([clip for entry in wanted for clip in reader.read([entry])[0]]))
+        for number in ((np.arange(min(count, total)) * total) // min(count, total)).tolist():
+            read, findings = reader.read([_from(number, total)])
+            frames += read
+            bad.update(findings.bad)
+            tried = map(space.clip, _from(number, total))
+            places.append(next(clip for clip in tried if (clip.shard, clip.sample) not in bad))
     finally:
         reader.close()
+    return torch.from_numpy(np.stack(frames)), places
+
+
+def _from(number: int, total: int) -> Iterator[int]:
+    """All of `total` clip numbers, beginning with `number`."""
+    return chain(range(number, total), range(number))

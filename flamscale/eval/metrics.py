@@ -77,6 +77,14 @@ class FrameScores:
             f"{prefix}moving_psnr": mean([moving_psnr[~moving_psnr.isnan()]]),
         }
 
+    def psnr_by_clip(self) -> Float[Tensor, " B"]:
+        """Returns the mean PSNR of each clip (dB)."""
+        return torch.cat(self.psnr).mean(dim=1)
+
+    def ssim_by_clip(self) -> Float[Tensor, " B"]:
+        """Returns the mean SSIM of each clip."""
+        return torch.cat(self.ssim).mean(dim=1)
+
     def psnr_by_step(self) -> list[float]:
         """Returns the mean PSNR of each prediction horizon, nearest first (dB)."""
         return torch.cat(self.psnr).mean(dim=0).tolist()

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ def report_text(result: Mapping[str, Any], *, settings: Mapping[str, Any], comma
     """Returns report.md: numbers, pictures, settings, and the command that made them."""
     parts = ["# FLAM: what the model predicts"] + ([f"```\n{command}\n```"] if command else [])
     parts += [_rollout_section(result), _factor_section(result)]
+    if "entities" in result:
+        parts += [_entity_section(result["entities"])]
     captions = {
         "rollout.gif": "Truth, prediction and slot masks. Grey frame: given; orange frame: predicted.",
         "rollout.png": "The same clips, a column a step.",
@@ -122,6 +124,8 @@ def _rollout_section(result: Mapping[str, Any]) -> str:
             f"predicted frames, a frame every {rollout['frame_stride']} source frame(s); "
             f"{_number(100 * rollout['moving_pixel_share'], 1)} % of the pixels to predict move.",
             rollout_table(result),
+            f"95 % interval of the mean over clips (bootstrap): PSNR {_interval(rollout['psnr_interval'], 2)} dB, SSIM "
+            f"{_interval(rollout['ssim_interval'], 3)}.",
             f"{_number(rollout['gain_over_best_baseline_db'], 2, '+')} dB over the better baseline; "
             f"another clip's actions cost {_number(rollout['shuffled_actions_drop_db'], 2)} dB.",
             _table(["PSNR (dB) at step", *map(str, steps)], by_step_rows),
@@ -149,6 +153,37 @@ def _factor_section(result: Mapping[str, Any]) -> str:
     )
 
 
+def _entity_section(entities: Mapping[str, Any]) -> str:
+    flam, eastwood_williams = entities["dci_flam"], entities["dci_eastwood_williams"]
+    forms = {
+        "FLAM: a linear probe from each slot to each entity's cell": flam,
+        "Eastwood and Williams: importances in a predictor from all slots": eastwood_williams,
+    }
+    names = ("disentanglement", "completeness", "informativeness")
+    rows = [[form, *(_number(values[name], 3) for name in names)] for form, values in forms.items()]
+    lines = {
+        "slots that take over another's tokens, a step (share)": "slot_swap_rate",
+        "entities that change their slot, a step (share)": "entity_swap_rate",
+        "FG-ARI, frame by frame": "fg_ari",
+        "FG-ARI, whole clips": "fg_ari_whole_clips",
+        "mean IoU of entities and slots": "mean_iou",
+        "information of latent actions on true ones (nats)": "action_information",
+        "the same with another clip's true actions (nats)": "action_information_other_clips",
+        "entropy of true actions (nats)": "action_entropy",
+    }
+    measures = [[text, _number(entities[name], 3)] for text, name in lines.items() if name in entities]
+    return "\n\n".join(
+        [
+            "## Entities",
+            f"{entities['num_clips']} held-out clips of {entities['clip_frames']} frames, {entities['num_entities']} "
+            f"entities; probes fitted on {entities['num_probe_clips']} training clips. The commonest cell alone would "
+            f"be right in {_number(100 * entities['probe_accuracy_commonest_cell'], 1)} % of frames.",
+            _table(["DCI", *names], rows),
+            _table(["measure", "value"], measures),
+        ]
+    )
+
+
 def _settings_table(settings: Mapping[str, Any]) -> str:
     plain = {
         name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
@@ -170,6 +205,11 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _number(value: float, decimals: int, sign: str = "") -> str:
     return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}" if math.isfinite(value) else "n/a"
+
+
+def _interval(bounds: Sequence[float], decimals: int) -> str:
+    low, high = bounds
+    return f"{_number(low, decimals)} to {_number(high, decimals)}"
 
 
 def _finite(value: Any) -> Any:

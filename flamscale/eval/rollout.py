@@ -5,18 +5,19 @@ alone, and every predicted frame is quantised before it is fed back (Section 4.3
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from flamscale.config import EvaluationConfig
 from flamscale.errors import DataError
+from flamscale.eval.inference import batches, device_of, evaluation_mode
+from flamscale.eval.intervals import bootstrap_interval
 from flamscale.eval.metrics import FrameScores, codebook_usage, mean, moving_pixels
+from flamscale.eval.slots import count_dead_slots
 from flamscale.models.flam import Flam, Rollout
 from flamscale.models.tokenizer import Tokenizer, to_images
 
@@ -70,14 +71,14 @@ def evaluate_rollouts(
         DataError: fewer than two clips, or clips of another length.
     """
     _check_clips(clips, config)
-    with _evaluation_mode(tokenizer, flam):
+    with evaluation_mode(tokenizer, flam):
         indices, actions, factors = _infer(tokenizer, flam, clips, config)
         # Another clip's actions for every clip. Half the clips away, since neighbours may overlap in time.
         shuffled = actions.roll(len(clips) // 2, dims=0)
         scores = {name: FrameScores() for name in ("prediction", "shuffled", "copy_last", "median_frame", "tokenizer")}
         moving_shares, predictions, masks = [], [], []
         pictured = torch.linspace(0, len(clips) - 1, config.num_pictures).round().long().unique()
-        for batch in _batches(len(clips), config):
+        for batch in batches(len(clips), config.batch_clips):
             images, rollout = _predict(
                 tokenizer, flam, clips[batch], indices[batch], actions[batch], shuffled[batch], config.context_frames
             )
@@ -123,8 +124,8 @@ def _infer(
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Returns the true clips' codebook indices [M, T, N] and latent actions [M, T-1, K, A], and the factor measures."""
     indices, actions, kl, masks_mean, entropy = [], [], [], [], []
-    for batch in _batches(len(clips), config):
-        frames = clips[batch].to(_device(flam))
+    for batch in batches(len(clips), config.batch_clips):
+        frames = clips[batch].to(device_of(flam))
         indices.append(tokenizer.encode(to_images(frames)).unflatten(0, frames.shape[:2]))
         output = flam(tokenizer.lookup(indices[-1]))
         actions.append(output.action_mean)
@@ -140,7 +141,7 @@ def _infer(
         "kl_total": float(factor_kl.sum()),
         "slot_mass": slot_mass.tolist(),
         "dead_slot_mass": float(slot_mass.min()) * len(slot_mass),
-        "dead_slots": int((slot_mass * num_tokens < 0.5).sum()),
+        "dead_slots": count_dead_slots(slot_mass.numpy(), num_tokens),
         "assignment_entropy": mean(entropy),
         "max_assignment_entropy": math.log(len(slot_mass)),
     }
@@ -157,7 +158,7 @@ def _predict(
     num_context: int,
 ) -> tuple[dict[str, Tensor], Rollout]:
     """Returns images [B, S, 3, H, W] of every kind, truth among them, and the rollout with the clips' own actions."""
-    video = to_images(clips.to(_device(flam))).unflatten(0, clips.shape[:2])
+    video = to_images(clips.to(device_of(flam))).unflatten(0, clips.shape[:2])
     features = tokenizer.lookup(indices)
     rollout = flam.rollout(features[:, :num_context], actions, tokenizer.quantize)
     with_others = flam.rollout(features[:, :num_context], shuffled, tokenizer.quantize)
@@ -184,6 +185,8 @@ def _rollout_result(
         **shuffled,
         "gain_over_best_baseline_db": prediction["psnr"] - best_baseline,
         "shuffled_actions_drop_db": prediction["psnr"] - shuffled["shuffled_actions_psnr"],
+        "psnr_interval": list(bootstrap_interval(scores["prediction"].psnr_by_clip())),
+        "ssim_interval": list(bootstrap_interval(scores["prediction"].ssim_by_clip())),
         "psnr_by_step": scores["prediction"].psnr_by_step(),
         "copy_last_psnr_by_step": scores["copy_last"].psnr_by_step(),
         "median_frame_psnr_by_step": scores["median_frame"].psnr_by_step(),
@@ -203,25 +206,3 @@ def _codebook_result(indices: Int[Tensor, "M T N"], codebook_size: int) -> dict[
 
 def _decode(tokenizer: Tokenizer, features: Float[Tensor, "B S N C"]) -> Float[Tensor, "B S 3 H W"]:
     return tokenizer.decode(features.flatten(0, 1)).unflatten(0, features.shape[:2])
-
-
-def _batches(num_clips: int, config: EvaluationConfig) -> Iterator[slice]:
-    for start in range(0, num_clips, config.batch_clips):
-        yield slice(start, min(start + config.batch_clips, num_clips))
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
-
-
-@contextmanager
-def _evaluation_mode(*modules: nn.Module) -> Iterator[None]:
-    training = [module.training for module in modules]
-    for module in modules:
-        module.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, was_training in zip(modules, training, strict=True):
-            module.train(was_training)

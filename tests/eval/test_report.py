@@ -53,6 +53,7 @@ def test_the_report_has_numbers_settings_timings_and_command(report: Path, evalu
         "num_slots `3`",
         "seed `3`",
         "| flam stage | 12.3 |",
+        "95 % interval of the mean over clips (bootstrap): PSNR {:.2f} to {:.2f} dB".format(*rollout["psnr_interval"]),
     ):
         assert expected in text
     assert json.loads((report / "result.json").read_text())["rollout"]["psnr"] == rollout["psnr"]

@@ -127,3 +127,14 @@ def test_clips_of_another_length_are_refused(
 
 def _indices(tokenizer: Tokenizer, clips: Tensor) -> Tensor:
     return tokenizer.encode(to_images(clips)).unflatten(0, clips.shape[:2])
+
+
+def test_intervals_hold_the_means_and_shrink_where_clips_agree(
+    evaluation: RolloutEvaluation, models: tuple[Tokenizer, Flam], clips: Tensor, median_frame: Tensor
+) -> None:
+    rollout = evaluation.result["rollout"]
+    for name in ("psnr", "ssim"):
+        low, high = rollout[f"{name}_interval"]
+        assert low < rollout[name] < high
+    alike = evaluate_rollouts(*models, clips[:1].expand(5, -1, -1, -1, -1), median_frame, EVALUATION).result["rollout"]
+    assert alike["psnr_interval"] == pytest.approx([alike["psnr"]] * 2)

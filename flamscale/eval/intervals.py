@@ -1,0 +1,33 @@
+"""How sure a mean over clips is: one value a clip in, a confidence interval out."""
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import bootstrap
+from torch import Tensor
+
+LEVEL = 0.95
+"""Share of such intervals that hold the mean over all clips there could be."""
+NUM_RESAMPLES = 2_000
+
+_VALUES_AT_ONCE = 2**22  # bounds the memory of many clips
+
+
+def bootstrap_interval(values: Float[Tensor, " M"], *, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
+    """Returns the percentile bootstrap's confidence interval of the mean of M >= 2 clips, NaN where a value is.
+
+    Whole clips are drawn again, since the frames of one clip depend on each other. Clips of one episode do so too, if
+    less: the interval is then too narrow. Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), 13.3.
+    """
+    sample = values.double().cpu().numpy()
+    if not np.isfinite(sample).all():
+        return float("nan"), float("nan")
+    found = bootstrap(
+        (sample,),
+        np.mean,
+        n_resamples=NUM_RESAMPLES,
+        batch=max(1, _VALUES_AT_ONCE // len(sample)),
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
