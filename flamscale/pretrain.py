@@ -29,6 +29,7 @@ from flamscale.data.mixture import Mixture
 from flamscale.data.reader import Transform
 from flamscale.data.sampling import eval_clips, median_frame
 from flamscale.errors import ConfigError
+from flamscale.eval.networks import MeasuringNetworks
 from flamscale.models.flam import Flam
 from flamscale.models.lpips import Lpips, check_image_size
 from flamscale.models.tokenizer import Tokenizer, frame_encoder, to_images
@@ -164,8 +165,8 @@ def check_inputs(config: PretrainConfig, write: bool = True) -> Mixture:
         write: also create the run directory, or check that it holds this run.
 
     Raises:
-        FlamError: the data set is missing or of another size, LPIPS weights, a trained tokenizer or latents are wanted
-            and not there or not the right ones, the run directory is not to be written or another run's.
+        FlamError: the data set is missing or of another size, weights for LPIPS or FVD, a trained tokenizer or latents
+            are wanted and not there or not the right ones, the run directory is not to be written or another run's.
     """
     data = Mixture.load(config.data.url, config.data.weights)
     size = config.tokenizer.image_size
@@ -184,6 +185,7 @@ def check_inputs(config: PretrainConfig, write: bool = True) -> Mixture:
             print(f"brought back from {config.copy_to}: {', '.join(restored)}", flush=True)
     if not directory.has_tokenizer and not config.tokenizer_from:
         load_perceptual(config)  # only to find now what would stop stage 1
+    MeasuringNetworks.load(config.evaluation, size)  # what would stop the evaluation, days later
     _check_trained(config, data, directory)
     if write:
         directory.open(config, data.hash)

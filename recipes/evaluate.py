@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from flamscale.data.labels import LabelledClips
     from flamscale.data.mixture import Mixture
 
-PROBE_CLIPS = 256
-"""Training clips that linear probes of slots are fitted on, or all there are (count)."""
+NUM_LABELLED_CLIPS = 256
+"""Clips that probes of slots are fitted on, and held-out ones that they are tried on (count, or all there are)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def _labelled_clips(data: "Mixture", flam: FlamConfig, chosen: Arguments) -> "tu
 
     config, clip_frames = chosen.evaluation, flam.history_frames + 1
     select = partial(labelled_clips, data, clip_frames=clip_frames, frame_stride=config.frame_stride)
-    return select("train", num_clips=PROBE_CLIPS), select(chosen.split, num_clips=config.num_clips)
+    return select("train", num_clips=NUM_LABELLED_CLIPS), select(chosen.split, num_clips=NUM_LABELLED_CLIPS)
 
 
 if __name__ == "__main__":

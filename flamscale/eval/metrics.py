@@ -1,4 +1,4 @@
-"""Measures of one frame or one run: predicted and true images in, PSNR and SSIM out; indices in, codebook usage out.
+"""Measures of one frame or one run: two images in, PSNR, SSIM and LPIPS out; indices in, codebook usage out.
 
 Images are float [F, 3, H, W] in [0, 1]. Every measure is taken of single frames first; `FrameScores` averages them.
 """
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from flamscale.models.lpips import Lpips
 from flamscale.training.objectives import MOVING_THRESHOLD
 
 MAX_PSNR_DB = 100.0
@@ -49,11 +50,13 @@ def codebook_usage(indices: Int[Tensor, "..."], codebook_size: int) -> tuple[flo
 
 @dataclass
 class FrameScores:
-    """PSNR, SSIM and moving-pixel PSNR of the S predicted frames of clips, gathered batch by batch as [B, S]."""
+    """Scores of the S predicted frames of clips, gathered batch by batch as [B, S]; LPIPS only with a network."""
 
+    network: Lpips | None = None
     psnr: list[Tensor] = field(default_factory=list)
     ssim: list[Tensor] = field(default_factory=list)
     moving_psnr: list[Tensor] = field(default_factory=list)
+    lpips: list[Tensor] = field(default_factory=list)
 
     def add(
         self,
@@ -67,15 +70,18 @@ class FrameScores:
         self.psnr.append(frame_psnr(images, truth).unflatten(0, batch).cpu())
         self.ssim.append(frame_ssim(images, truth).unflatten(0, batch).cpu())
         self.moving_psnr.append(frame_psnr(images, truth, moving).unflatten(0, batch).cpu())
+        if self.network is not None:
+            self.lpips.append(self.network(images, truth).unflatten(0, batch).cpu())
 
     def means(self, prefix: str = "") -> dict[str, float]:
         """Returns the means over frames and clips; moving-pixel PSNR over the frames with motion, NaN without any."""
         moving_psnr = torch.cat(self.moving_psnr)
-        return {
+        scores = {
             f"{prefix}psnr": mean(self.psnr),
             f"{prefix}ssim": mean(self.ssim),
             f"{prefix}moving_psnr": mean([moving_psnr[~moving_psnr.isnan()]]),
         }
+        return scores | ({f"{prefix}lpips": mean(self.lpips)} if self.lpips else {})
 
     def psnr_by_clip(self) -> Float[Tensor, " B"]:
         """Returns the mean PSNR of each clip (dB)."""

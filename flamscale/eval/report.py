@@ -93,18 +93,16 @@ def rollout_table(result: Mapping[str, Any]) -> str:
         "median training frame": (rollout, "median_frame_"),
         "tokenizer's reconstruction of the same frames": (result["tokenizer"], ""),
     }
+    measures = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 3), "moving_psnr": ("PSNR, moving pixels (dB)", 2)}
+    if "lpips" in rollout:
+        measures["lpips"] = ("LPIPS", 4)
+    if "fvd" in rollout:
+        measures["fvd"] = ("FVD", 1)
     rows = [
-        [
-            name,
-            _number(values[f"{prefix}psnr"], 2),
-            _number(values[f"{prefix}ssim"], 3),
-            _number(values[f"{prefix}moving_psnr"], 2),
-        ]
+        [name, *(_number(values.get(f"{prefix}{key}", math.nan), decimals) for key, (_, decimals) in measures.items())]
         for name, (values, prefix) in kinds.items()
     ]
-    return _table(
-        [f"{rollout['rollout_steps']}-step prediction", "PSNR (dB)", "SSIM", "PSNR, moving pixels (dB)"], rows
-    )
+    return _table([f"{rollout['rollout_steps']}-step prediction", *(title for title, _ in measures.values())], rows)
 
 
 def _rollout_section(result: Mapping[str, Any]) -> str:
@@ -128,9 +126,19 @@ def _rollout_section(result: Mapping[str, Any]) -> str:
             f"{_interval(rollout['ssim_interval'], 3)}.",
             f"{_number(rollout['gain_over_best_baseline_db'], 2, '+')} dB over the better baseline; "
             f"another clip's actions cost {_number(rollout['shuffled_actions_drop_db'], 2)} dB.",
+            *_fvd_note(rollout),
             _table(["PSNR (dB) at step", *map(str, steps)], by_step_rows),
         ]
     )
+
+
+def _fvd_note(rollout: Mapping[str, Any]) -> list[str]:
+    if "fvd" not in rollout:
+        return []
+    return [
+        f"FVD over {rollout['num_clips']} clips a side; one half of the true clips lies "
+        f"{_number(rollout['fvd_floor'], 1)} from the other."
+    ]
 
 
 def _factor_section(result: Mapping[str, Any]) -> str:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from flamscale.config import EvaluationConfig
 from flamscale.errors import DataError
+from flamscale.eval.fvd import FvdScores
 from flamscale.eval.inference import batches, device_of, evaluation_mode
 from flamscale.eval.intervals import bootstrap_interval
 from flamscale.eval.metrics import FrameScores, codebook_usage, mean, moving_pixels
+from flamscale.eval.networks import MeasuringNetworks
 from flamscale.eval.slots import count_dead_slots
 from flamscale.models.flam import Flam, Rollout
 from flamscale.models.tokenizer import Tokenizer, to_images
@@ -69,19 +71,25 @@ def evaluate_rollouts(
 
     Raises:
         DataError: fewer than two clips, or clips of another length.
+        FlamError: weights for LPIPS or FVD are wanted, and not there or not the right ones.
     """
     _check_clips(clips, config)
+    networks = MeasuringNetworks.load(config, clips.shape[2], device_of(flam))
+    fvd = FvdScores(networks.i3d) if networks.i3d else None
     with evaluation_mode(tokenizer, flam):
         indices, actions, factors = _infer(tokenizer, flam, clips, config)
         # Another clip's actions for every clip. Half the clips away, since neighbours may overlap in time.
         shuffled = actions.roll(len(clips) // 2, dims=0)
-        scores = {name: FrameScores() for name in ("prediction", "shuffled", "copy_last", "median_frame", "tokenizer")}
+        names = ("prediction", "shuffled", "copy_last", "median_frame", "tokenizer")
+        scores = {name: FrameScores(networks.lpips) for name in names}
         moving_shares, predictions, masks = [], [], []
         pictured = torch.linspace(0, len(clips) - 1, config.num_pictures).round().long().unique()
         for batch in batches(len(clips), config.batch_clips):
             images, rollout = _predict(
                 tokenizer, flam, clips[batch], indices[batch], actions[batch], shuffled[batch], config.context_frames
             )
+            if fvd is not None:
+                fvd.add(images)
             truth, last = images.pop("truth"), images["copy_last"][:, 0]
             images["median_frame"] = to_images(median_frame[None].to(truth.device)).expand_as(truth)
             moving = moving_pixels(truth, last)
@@ -97,6 +105,8 @@ def evaluate_rollouts(
         "factors": factors,
         "timings": {},
     }
+    if fvd is not None:
+        _add_fvd(result, fvd)
     pictures = RolloutPictures(
         truth=clips[pictured],
         prediction=torch.cat(predictions).mul(255.0).round().to(torch.uint8).movedim(2, -1),
@@ -197,6 +207,13 @@ def _rollout_result(
         "rollout_steps": config.rollout_steps,
         "frame_stride": config.frame_stride,
     }
+
+
+def _add_fvd(result: dict[str, Any], fvd: FvdScores) -> None:
+    result["rollout"]["fvd"] = fvd.distance("prediction")
+    result["rollout"]["copy_last_fvd"] = fvd.distance("copy_last")
+    result["rollout"]["fvd_floor"] = fvd.floor()
+    result["tokenizer"]["fvd"] = fvd.distance("tokenizer")
 
 
 def _codebook_result(indices: Int[Tensor, "M T N"], codebook_size: int) -> dict[str, Any]:

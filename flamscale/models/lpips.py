@@ -4,18 +4,16 @@ The weights come from one safetensors file that recipes/convert_lpips.py makes; 
 checksum of its tensors.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from flamscale.errors import CheckpointError, ConfigError
+from flamscale.models.weight_file import WeightFile, save_weights
 
 Network = Literal["vgg16", "alexnet"]
 MIN_IMAGE_SIZE = {"vgg16": 16, "alexnet": 31}
@@ -73,11 +71,7 @@ class Lpips(nn.Module):
 
     def save(self, path: Path) -> None:
         """Writes the weights; the file is whole or absent."""
-        state = {name: value.float().cpu().contiguous() for name, value in self.state_dict().items()}
-        partial = path.with_name(path.name + ".partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(save(state, {"network": self.network, "sha256": _checksum(state)}))
-        partial.replace(path)
+        save_weights(path, self.network, self.state_dict())
 
     @classmethod
     def load(cls, path: Path) -> "Lpips":
@@ -87,42 +81,24 @@ class Lpips(nn.Module):
             ConfigError: the file is missing or cannot be read.
             CheckpointError: it is damaged, or no file of LPIPS weights.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                description = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except OSError as error:
-            raise ConfigError(
-                f"Expected a file of LPIPS weights at {path}, found none ({error.strerror or error}); {_REMEDY}."
-            ) from error
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"Expected LPIPS weights in safetensors form in {path}, found no whole such file ({error}); {_REMEDY}."
-            ) from error
-        network = description.get("network")
+        file = WeightFile.read(path, "LPIPS", _REMEDY)
+        network = file.network
         if network not in ("vgg16", "alexnet"):
             raise CheckpointError(
                 f"Expected LPIPS weights of vgg16 or alexnet in {path}, found network {network!r} in its metadata; "
                 f"{_REMEDY}."
             )
         model = cls(network)
-        _check_shapes(path, network, {name: tuple(value.shape) for name, value in model.state_dict().items()}, state)
-        expected, found = description.get("sha256", "none"), _checksum(state)
-        if found != expected:
-            raise CheckpointError(
-                f"Expected LPIPS weights with checksum {expected[:12]} in {path}, found {found[:12]}: the file is "
-                f"damaged; {_REMEDY} again."
-            )
-        model.load_state_dict(state)
+        file.load_into(model)
         return model
 
 
-def check_image_size(network: Network, size: int) -> None:
+def check_image_size(network: Network, size: int, remedy: str = "leave lpips-weight at 0") -> None:
     """Raises ConfigError where images of that height or width (pixels) are too small for the network."""
     if size < MIN_IMAGE_SIZE[network]:
         raise ConfigError(
             f"LPIPS with {network} needs images of at least {MIN_IMAGE_SIZE[network]} x {MIN_IMAGE_SIZE[network]} "
-            f"pixels, got {size}; use larger frames, or leave lpips-weight at 0."
+            f"pixels, got {size}; use larger frames, or {remedy}."
         )
 
 
@@ -154,23 +130,3 @@ def _vgg16() -> list[nn.Sequential]:
 
 def _conv(before: int, after: int, size: int, stride: int = 1, padding: int = 0) -> list[nn.Module]:
     return [nn.Conv2d(before, after, size, stride, padding), nn.ReLU(inplace=True)]
-
-
-def _check_shapes(path: Path, network: str, expected: dict[str, tuple[int, ...]], state: dict[str, Tensor]) -> None:
-    """Raises CheckpointError with the first tensor that is not as the network needs it."""
-    for name in sorted(expected.keys() | state.keys()):
-        found = tuple(state[name].shape) if name in state else None
-        if found != expected.get(name):
-            raise CheckpointError(
-                f"Expected tensor {name} of {network} with shape {expected.get(name)} in {path}, found {found}; "
-                f"{_REMEDY} again."
-            )
-
-
-def _checksum(state: dict[str, Tensor]) -> str:
-    """sha256 of names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}\n".encode())
-        digest.update(state[name].contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

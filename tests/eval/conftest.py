@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flamscale.config import EvaluationConfig, FlamConfig, TokenizerConfig
 from flamscale.eval.rollout import RolloutEvaluation, evaluate_rollouts
 from flamscale.models.flam import Flam
+from flamscale.models.i3d import I3d
 from flamscale.models.tokenizer import Tokenizer
 
 TOKENIZER = TokenizerConfig(
@@ -46,3 +47,18 @@ def median_frame() -> Tensor:
 @pytest.fixture(scope="session")
 def evaluation(models: tuple[Tokenizer, Flam], clips: Tensor, median_frame: Tensor) -> RolloutEvaluation:
     return evaluate_rollouts(*models, clips, median_frame, EVALUATION)
+
+
+class Brightness(I3d):
+    """The brightness of each frame, in milliseconds, where I3D's logits take a second a clip."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def forward(self, video: Tensor) -> Tensor:
+        return video.mean(dim=(2, 3, 4))
+
+
+@pytest.fixture
+def brightness_for_i3d() -> I3d:
+    return Brightness()

@@ -3,16 +3,20 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from flamscale.errors import DataError
+from flamscale.errors import ConfigError, DataError
 from flamscale.eval.metrics import frame_psnr
+from flamscale.eval.report import rollout_table
 from flamscale.eval.rollout import RolloutEvaluation, evaluate_rollouts
 from flamscale.models.flam import Flam, Rollout
+from flamscale.models.i3d import I3d
+from flamscale.models.lpips import Lpips
 from flamscale.models.tokenizer import Tokenizer, to_images
 
 from .conftest import EVALUATION
@@ -138,3 +142,42 @@ def test_intervals_hold_the_means_and_shrink_where_clips_agree(
         assert low < rollout[name] < high
     alike = evaluate_rollouts(*models, clips[:1].expand(5, -1, -1, -1, -1), median_frame, EVALUATION).result["rollout"]
     assert alike["psnr_interval"] == pytest.approx([alike["psnr"]] * 2)
+
+
+def test_lpips_and_fvd_stand_beside_every_row_and_are_0_for_copies(
+    models: tuple[Tokenizer, Flam], brightness_for_i3d: I3d, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    lpips = Lpips("vgg16")
+    with torch.no_grad():
+        for parameter in lpips.parameters():
+            torch.nn.init.normal_(parameter, std=0.05).abs_()
+    lpips.save(tmp_path / "lpips")
+    monkeypatch.setattr(I3d, "load", lambda path: brightness_for_i3d)
+    config = replace(
+        EVALUATION, rollout_steps=9, lpips_weights=str(tmp_path / "lpips"), fvd_weights=str(tmp_path / "i3d")
+    )
+    still = torch.randint(0, 256, (4, 1, 16, 16, 3), dtype=torch.uint8).expand(-1, 11, -1, -1, -1)
+    evaluation = evaluate_rollouts(*models, still, still[0, 0], config)
+    rollout, tokenizer = evaluation.result["rollout"], evaluation.result["tokenizer"]
+    assert rollout["copy_last_lpips"] == 0.0
+    assert rollout["copy_last_fvd"] == pytest.approx(0.0, abs=1e-6)
+    assert min(rollout["lpips"], rollout["shuffled_actions_lpips"], rollout["median_frame_lpips"]) > 0
+    assert tokenizer["lpips"] > 0
+    assert min(rollout["fvd"], tokenizer["fvd"], rollout["fvd_floor"]) > 0
+    table = rollout_table(evaluation.result)
+    assert "| LPIPS | FVD |" in table
+    assert "| 100.00 | 1.000 | n/a | 0.0000 | 0.0 |" in next(
+        line for line in table.splitlines() if "copy of the last" in line
+    )
+
+
+def test_weights_that_are_missing_stop_the_evaluation_at_once(
+    models: tuple[Tokenizer, Flam], clips: Tensor, median_frame: Tensor, tmp_path: Path
+) -> None:
+    wanted = replace(EVALUATION, lpips_weights=str(tmp_path / "lpips.safetensors"))
+    with pytest.raises(ConfigError, match=r"Expected a file of LPIPS weights at .*lpips\.safetensors, found none"):
+        evaluate_rollouts(*models, clips, median_frame, wanted)
+    Lpips("alexnet").save(tmp_path / "lpips.safetensors")
+    with pytest.raises(ConfigError, match=r"31 x 31 pixels, got 16; use larger frames, or leave out evaluation\.lpips"):
+        evaluate_rollouts(*models, clips, median_frame, wanted)
