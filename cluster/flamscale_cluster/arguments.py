@@ -85,6 +85,11 @@ def places(run: PretrainConfig) -> list[tuple[str, str]]:
         found.append(("--data.shard-cache", run.data.shard_cache))
     if run.tokenizer_stage.lpips_weights:
         found.append(("--tokenizer-stage.lpips-weights", run.tokenizer_stage.lpips_weights))
+    found += [
+        (f"--evaluation.{name.replace('_', '-')}", getattr(run.evaluation, name))
+        for name in ("lpips_weights", "fvd_weights")
+        if getattr(run.evaluation, name)
+    ]
     return found
 
 

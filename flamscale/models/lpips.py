@@ -5,7 +5,7 @@ checksum of its tensors.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,7 @@ class Lpips(nn.Module):
                 f"Expected LPIPS weights of vgg16 or alexnet in {path}, found network {network!r} in its metadata; "
                 f"{_REMEDY}."
             )
-        model = cls(network)
+        model = cls(cast(Network, network))
         file.load_into(model)
         return model
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,9 @@ def _save_model(folder: Path, image_size: int) -> Path:
     tokenizer = TokenizerConfig(
         image_size=image_size, downsample=4, base_channels=4, max_channels=8, num_residual_blocks=1, feature_channels=8
     )
-    flam = FlamConfig(num_slots=2, width=16, action_width=4, num_heads=2, num_blocks=1, slot_iterations=1)
+    flam = FlamConfig(
+        num_slots=2, width=16, action_width=4, num_heads=2, num_blocks=1, history_frames=3, slot_iterations=1
+    )
     torch.manual_seed(0)
     FlamForWorldModeling.from_modules(Tokenizer(tokenizer), Flam(flam, tokenizer)).save_pretrained(folder)
     return folder
@@ -79,6 +82,29 @@ def test_it_writes_numbers_report_and_pictures(
     printed = capsys.readouterr().out
     assert f"PSNR {result['rollout']['psnr']:.2f} dB" in printed
     assert str(tmp_path / "out" / "report.md") in printed
+
+
+def test_factors_are_measured_where_there_are_labels(
+    evaluate: Callable[..., None], tiny_data: str, tmp_path: Path
+) -> None:
+    model = _save_model(tmp_path / "model", image_size=32)
+    evaluate("--model", model, "--data", tiny_data, "--out", tmp_path / "out", "--rollout-steps", 3, "--factors")
+    entities = json.loads((tmp_path / "out" / "result.json").read_text())["entities"]
+    assert entities["num_entities"] == 2
+    for form in ("dci_flam", "dci_eastwood_williams"):
+        assert all(0 <= entities[form][name] <= 1 for name in ("disentanglement", "completeness", "informativeness"))
+    assert 0 <= entities["mean_iou"] <= 1
+    assert 0 <= entities["entity_swap_rate"] <= 1
+    assert entities["action_entropy"] == pytest.approx(math.log(3), abs=0.2)
+    assert "## Entities" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_data_without_labels_are_refused_for_factors_before_anything_is_written(
+    evaluate: Callable[..., None], model: Path, shards: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"true actions and positions \(npz\) .*, found none: .* leave out --factors"):
+        evaluate("--model", model, "--data", shards, "--out", tmp_path / "out", "--rollout-steps", 3, "--factors")
+    assert not (tmp_path / "out").exists()
 
 
 def test_frames_of_another_size_are_refused(evaluate: Callable[..., None], shards: Path, tmp_path: Path) -> None:

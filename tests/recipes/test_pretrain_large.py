@@ -122,6 +122,8 @@ def test_an_unknown_preset_is_refused(recipe, capsys):
         ["--data", "/x", "--out", "/y", "--tokenizer-from", "z"],
         ["--data", "/x", "--out", "/y", "--data.latents", "z"],
         ["--data", "/x", "--out", "/y", "--tokenizer-stage.lpips-weight", "1", "--tokenizer-stage.lpips-weights", "z"],
+        ["--data", "/x", "--out", "/y", "--evaluation.lpips-weights", "z"],
+        ["--data", "/x", "--out", "/y", "--evaluation.fvd-weights", "z"],
     ],
 )
 def test_relative_places_are_refused_inside_a_ray_job(arguments, recipe, monkeypatch):
