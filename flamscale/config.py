@@ -5,6 +5,7 @@ Imports nothing heavy, so that `--help` answers at once. A part is built by pass
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -77,6 +78,16 @@ class DataConfig:
             0 <= self.max_bad_fraction <= 1,
             f"data.max-bad-fraction must lie between 0 and 1, got {self.max_bad_fraction}.",
         )
+
+    @property
+    def encodes_ahead(self) -> bool:
+        """Whether the loader encodes stage 2's videos, once, and keeps that: a cache that processes do not share."""
+        return not self.latents and self.cache_mib > 0 and self.num_processes == 0
+
+    @property
+    def encodes_each_clip(self) -> bool:
+        """Whether stage 2 encodes every clip as it comes."""
+        return not self.latents and not self.encodes_ahead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,12 +374,36 @@ class ClusterConfig:
     to be started anew (seconds); 0 for never."""
     address: str = "auto"
     """Ray cluster to join: auto (the one this job runs on) or host:port."""
+    peak_tflops: float = 0.0
+    """Peak of one device at the stages' precision (TFLOP/s), for MFU in the records; 0 for what a GPU's name tells."""
 
     def __post_init__(self) -> None:
         _require(self.num_workers >= 1, f"cluster.num-workers must be at least 1, got {self.num_workers}.")
         _require(self.max_failures >= 0, f"cluster.max-failures must be 0 or more, got {self.max_failures}.")
         _require(self.hang_timeout_s >= 0, f"cluster.hang-timeout-s must be 0 or more, got {self.hang_timeout_s}.")
         _require(self.cpus_per_worker >= 1, f"cluster.cpus-per-worker must be at least 1, got {self.cpus_per_worker}.")
+        _require(self.peak_tflops >= 0, f"cluster.peak-tflops must be 0 or more, got {self.peak_tflops}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """A close look at a few steps of each stage, on the first worker; it changes nothing that is learned."""
+
+    steps: str = ""
+    """First and last step to profile, counted as in the records (20-22); empty for none. Each step adds megabytes."""
+
+    def __post_init__(self) -> None:
+        match = re.fullmatch(r"(\d+)-(\d+)", self.steps)
+        _require(
+            not self.steps or (match is not None and 1 <= int(match[1]) <= int(match[2])),
+            f"profile.steps must be the first and last step, as in 20-22, from 1 up, got {self.steps}.",
+        )
+
+    @property
+    def step_range(self) -> range:
+        """The steps to profile, counted from 1."""
+        first, last = map(int, self.steps.split("-")) if self.steps else (1, 0)
+        return range(first, last + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,6 +426,7 @@ class PretrainConfig:
     flam_stage: FlamStageConfig = field(default_factory=FlamStageConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, f"seed must lie between 0 and 2**63 - 1, got {self.seed}.")
@@ -401,6 +437,12 @@ class PretrainConfig:
             f"flam.history-frames must be less than flam-stage.clip-frames, or rollouts would look back further than "
             f"training did; got {self.flam.history_frames} and {self.flam_stage.clip_frames}.",
         )
+        stages = (self.flam_stage,) if self.tokenizer_from else (self.tokenizer_stage, self.flam_stage)
+        last = min(stage.num_steps for stage in stages)
+        _require(
+            not self.profile.steps or self.profile.step_range[-1] <= last,
+            f"profile.steps must end at step {last} or before, which every stage has, got {self.profile.steps}.",
+        )
 
 
 def check_batch_split(stage: StageConfig, world_size: int, name: str) -> None:
@@ -409,10 +451,20 @@ def check_batch_split(stage: StageConfig, world_size: int, name: str) -> None:
     if stage.global_batch % unit:
         below = stage.global_batch // unit * unit
         nearest = " or ".join(str(size) for size in (below, below + unit) if size)
+        fewer = [count for count in world_sizes(stage) if count < world_size]
+        more = [count for count in world_sizes(stage) if count > world_size]
+        workers = " or ".join(map(str, fewer[-1:] + more[:1]))
         raise ConfigError(
             f"{name}.global-batch must be a multiple of micro-batch x workers = {stage.micro_batch} x {world_size}, "
-            f"got {stage.global_batch}; the nearest possible: {nearest}."
+            f"got {stage.global_batch}; the nearest possible: {nearest}"
+            f"{f'; of workers: {workers}' if workers else ''}."
         )
+
+
+def world_sizes(stage: StageConfig) -> list[int]:
+    """Returns the numbers of workers that can share the global batch in whole micro-batches, in rising order."""
+    shares, rest = divmod(stage.global_batch, stage.micro_batch)
+    return [] if rest else [count for count in range(1, shares + 1) if shares % count == 0]
 
 
 def to_json(config: Any) -> str:

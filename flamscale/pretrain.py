@@ -36,9 +36,11 @@ from flamscale.models.tokenizer import Tokenizer, frame_encoder, to_images
 from flamscale.run_directory import STAGES, RunDirectory, check_same_tokenizer, find_tokenizer
 from flamscale.training.checkpoint import CheckpointStore
 from flamscale.training.engine import Engine
+from flamscale.training.flops import ClipFlops, Compute, count_clip_flops, device_peak_flops
 from flamscale.training.metrics import MetricsRecorder, Observer
 from flamscale.training.mirror import Mirror
 from flamscale.training.objectives import FlamInputs, FlamObjective, TokenizerInputs, TokenizerObjective
+from flamscale.training.profiling import StepProfiler
 from flamscale.training.trainer import average_over, train
 from flamscale.training.watchdog import Watchdog
 from flamscale.types import Batch
@@ -251,7 +253,8 @@ def train_tokenizer(worker: Worker) -> None:
         directory.save_median_frame(median_frame(worker.data))
     engine.barrier()
     prepare = TokenizerInputs(directory.load_median_frame(), stage, worker.device)
-    state = _train(worker, "tokenizer", engine, stage, prepare, worker.data, transform=None)
+    flops = count_clip_flops(config, "tokenizer", lpips=perceptual.network if perceptual else "vgg16")
+    state = _train(worker, "tokenizer", engine, stage, prepare, worker.data, None, flops)
     if worker.rank == 0:
         trained = Tokenizer(config.tokenizer)
         _load_part(trained, state, "tokenizer.")
@@ -280,9 +283,10 @@ def train_flam(worker: Worker, tokenizer: Tokenizer) -> Flam | None:
     if config.data.latents:
         data = load_latents(config.data.latents, data, tokenizer.hash)
         worker.say(f"flam: reading latents from {' '.join(config.data.latents)}")
-    elif config.data.cache_mib and not config.data.num_processes:  # else nothing would keep what is encoded
+    elif config.data.encodes_ahead:
         transform = frame_encoder(tokenizer)
-    state = _train(worker, "flam", engine, stage, prepare, data, transform)
+    flops = count_clip_flops(config, "flam", encodes_video=config.data.encodes_each_clip)
+    state = _train(worker, "flam", engine, stage, prepare, data, transform, flops)
     engine.close()
     if worker.rank != 0:
         return None
@@ -332,10 +336,13 @@ def _train(
     prepare: Prepare,
     data: Mixture,
     transform: Transform | None,
+    flops: ClipFlops,
 ) -> dict[str, Tensor]:
     """Trains or resumes one stage on videos or their latents; returns the objective's trained state on rank 0."""
     config = worker.config
     directory = worker.directory
+    compute = Compute(flops.total, device_peak_flops(worker.device, stage.precision, config.cluster.peak_tflops))
+    steps = config.profile.step_range if worker.rank == 0 else range(0)
     with (
         _loader(worker, data, "train", stage, transform, config.seed) as loader,
         _loader(worker, data, "validation", stage, transform, seed=0) as held_out,
@@ -350,6 +357,8 @@ def _train(
             checkpoints=_store(worker, name),
             recorder=worker.recorder,
             validate=_validator(engine, held_out, stage, prepare) if stage.validate_every else None,
+            compute=compute,
+            profiler=StepProfiler(directory.root / "profile", name, steps, worker.device, worker.say),
             seed=config.seed,
             progress=worker.say,
             beat=watchdog.beat,

@@ -26,7 +26,7 @@ from flamscale.training.retention import folder_name, step_of
 STAGES = ("tokenizer", "flam")
 """Names of the stages, in the order of training."""
 
-_FREE_SECTIONS = ("out", "copy_to", "evaluation", "cluster")
+_FREE_SECTIONS = ("out", "copy_to", "evaluation", "cluster", "profile")
 _FREE_SETTINGS = (
     "micro_batch",
     "url",

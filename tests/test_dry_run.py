@@ -8,10 +8,11 @@ import torch
 from rich.console import Console
 
 from flamscale.config import DataConfig
-from flamscale.dry_run import count_parameters, count_saved_bytes, print_dry_run, state_bytes
+from flamscale.dry_run import print_dry_run
 from flamscale.errors import DataError
 from flamscale.models.flam import Flam
 from flamscale.presets import PRESETS
+from flamscale.training.sizes import count_parameters, count_saved_bytes, state_bytes
 
 
 def described(config) -> str:

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from flamscale.config import ClusterConfig, DataConfig, PretrainConfig, from_dict
+from flamscale.config import ClusterConfig, DataConfig, PretrainConfig, ProfileConfig, from_dict
 from flamscale.data import storage
 from flamscale.data.sampling import eval_clips
 from flamscale.errors import CheckpointError, ConfigError, DataError
 from flamscale.models.lpips import Lpips
 from flamscale.pretrain import check_inputs, summary
 from flamscale.run_directory import RunDirectory
+from flamscale.training.flops import count_clip_flops
 from flamscale.training.metrics import read_records
 from tests.tiny import CHECKPOINT_EVERY, NUM_STEPS, make_data, run_tiny, tiny_config
 
@@ -85,6 +86,17 @@ def test_validation_is_recorded_beside_training(finished):
         ("tokenizer", 6), ("tokenizer", 12), ("flam", 6), ("flam", 12),
     ]  # fmt: skip
     assert all(math.isfinite(record["loss"]) and record["num_clips"] == 8 for record in records)
+
+
+def test_every_training_record_tells_the_rate_of_model_flops(finished):
+    config, _ = finished
+    records = [record for record in read_records(Path(config.out) / "metrics.jsonl") if record["kind"] == "train"]
+    # The loader's cache keeps the codes: nothing is encoded clip by clip.
+    flops = {stage: count_clip_flops(config, stage, encodes_video=False).total for stage in ("tokenizer", "flam")}
+    for record in records:
+        assert record["model_tflops_per_s"] == pytest.approx(flops[record["stage"]] * record["clips_per_s"] / 1e12)
+        assert "mfu" not in record  # nobody knows this CPU's peak
+        assert record["reader_restarts"] == 0
 
 
 def test_the_exported_model_is_the_one_that_was_evaluated(finished, tiny_data):
@@ -219,7 +231,11 @@ def test_a_refused_submission_leaves_the_directory_as_it_was(finished, tmp_path)
     with pytest.raises(CheckpointError, match=r"step-000012 was trained on another data set"):
         check_inputs(moved)
     assert (out / "config.json").read_bytes() == before
-    check_inputs(replace(config, cluster=replace(config.cluster, num_workers=2, zero_stage=3)))  # may change
+    check_inputs(
+        replace(
+            config, cluster=replace(config.cluster, num_workers=2, zero_stage=3), profile=ProfileConfig(steps="2-3")
+        )
+    )  # may change
 
 
 def test_the_median_frame_of_a_first_try_on_other_data_is_made_anew(short, finished):
@@ -285,6 +301,18 @@ def test_lpips_is_a_term_of_stage_1_and_no_part_of_what_it_saves(tiny_data, tmp_
     assert min(distances) > 0
     (tmp_path / "lpips.safetensors").unlink()  # needed no more
     assert RunDirectory(Path(config.out)).load_tokenizer(config.tokenizer, check_inputs(config).hash)
+
+
+def test_profiled_steps_and_a_stated_peak_show_in_the_run_directory(tiny_data, tmp_path):
+    config = tiny_config(tiny_data, tmp_path / "out")
+    stages = {name: replace(getattr(config, name), num_steps=2) for name in ("tokenizer_stage", "flam_stage")}
+    cluster = ClusterConfig(num_workers=1, peak_tflops=0.5)
+    run_tiny(replace(config, **stages, cluster=cluster, profile=ProfileConfig(steps="2-2")))
+    names = sorted(path.name for path in (tmp_path / "out" / "profile").iterdir())
+    assert names == ["flam-rank0.json.gz", "tokenizer-rank0.json.gz"]
+    for record in read_records(tmp_path / "out" / "metrics.jsonl"):
+        if record["kind"] == "train":
+            assert record["mfu"] == pytest.approx(record["model_tflops_per_s"] / 0.5)
 
 
 def test_missing_lpips_weights_are_refused_before_anything_is_written(tiny_data, tmp_path):

@@ -107,9 +107,10 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time spent inside to one of PHASES."""
+        """Adds the time spent inside to one of PHASES; a profile shows it under that name."""
         started = time.perf_counter()
-        yield
+        with torch.profiler.record_function(name):
+            yield
         self._seconds[name] += time.perf_counter() - started
 
     def add_step(self, micro_batches: list[dict[str, Tensor]], grad_norm: Tensor) -> None:
@@ -122,13 +123,19 @@ class Meter:
                 self._losses.append(value)
         self._norms.append(grad_norm)
 
-    def flush(self, engine: Engine, config: StageConfig, skipped_samples: int) -> dict[str, Any]:
-        """Averages everything over steps and processes, and starts anew; the only place that waits for the device."""
+    def flush(self, engine: Engine, config: StageConfig, counts: Mapping[str, int]) -> dict[str, Any]:
+        """Averages everything over steps and processes, and starts anew; the only place that waits for the device.
+
+        Args:
+            engine: has the other processes.
+            config: tells how many clips and frames a step takes.
+            counts: what this process has counted since it started; summed over processes.
+        """
         num_steps = len(self._losses)
         values: dict[str, Tensor | float] = {name: total / num_steps for name, total in self._totals.items()}
         values |= {f"losses/{index:06d}": loss for index, loss in enumerate(self._losses)}
         values |= {f"norms/{index:06d}": norm for index, norm in enumerate(self._norms)}
-        values |= {"skipped_samples": float(skipped_samples)}
+        values |= {name: float(count) for name, count in counts.items()}
         values |= {f"memory/{rank:06d}": 0.0 for rank in range(engine.world_size)}
         values[f"memory/{engine.rank:06d}"] = memory_peak_mib(engine.device)
         values |= {name: seconds / num_steps for name, seconds in self._seconds.items()}
@@ -140,11 +147,13 @@ class Meter:
         step_s = elapsed_s / num_steps - means["checkpoint_s"] - means["validation_s"]
         for name in ("checkpoint_s", "validation_s"):
             means[name] *= num_steps
-        means["skipped_samples"] = round(means["skipped_samples"] * engine.world_size)
+        for name in counts:
+            means[name] = round(means[name] * engine.world_size)
         self._reset()
         return means | {
             "grad_norm": sum(norms) / num_steps,
             "step_s": step_s,
+            "data_wait_share": means["data_wait_s"] / step_s,
             "clips_per_s": config.global_batch / step_s,
             "frames_per_s": config.global_batch * config.clip_frames / step_s,
             "memory_peak_mib": max(memory),  # of all processes

@@ -6,6 +6,7 @@ fp32, every later loss equals the uninterrupted run's bit for bit.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -14,11 +15,15 @@ from flamscale.config import StageConfig, check_batch_split
 from flamscale.errors import FlamError, LeaveError
 from flamscale.training.checkpoint import CheckpointStore
 from flamscale.training.engine import Engine
+from flamscale.training.flops import Compute
 from flamscale.training.metrics import Meter, MetricsRecorder
 from flamscale.training.optimizer import learning_rate
+from flamscale.training.profiling import StepProfiler
 from flamscale.training.rewind import BatchFilter
 from flamscale.types import Batch
 
+TOLD_DATA_WAIT = 0.05
+"""Share of a step spent waiting for data above which the progress lines tell it."""
 _NOTICE_EVERY = 5  # steps; to ask makes the host wait for the device
 
 
@@ -28,6 +33,10 @@ class Loader(Protocol):
     @property
     def skipped_samples(self) -> int:
         """Damaged samples this process replaced (count)."""
+
+    @property
+    def restarts(self) -> int:
+        """Processes that read for this one, died and were replaced (count)."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields this process's micro-batches without end."""
@@ -61,6 +70,8 @@ def train(
     checkpoints: CheckpointStore,
     recorder: MetricsRecorder,
     validate: Callable[[], dict[str, float]] | None = None,
+    compute: Compute | None = None,
+    profiler: StepProfiler | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = _print_now,
     beat: Callable[[], None] = _do_nothing,
@@ -77,6 +88,8 @@ def train(
         checkpoints: Where to save, and to go on from.
         recorder: Takes the records.
         validate: Returns validation metrics, averaged over processes; called on all of them.
+        compute: What a clip costs, for the FLOP rates in the records; None leaves them out.
+        profiler: Watches every step; None where none is profiled.
         seed: Of initial weights, data order and sampling; part of what a checkpoint must agree on.
         progress: Takes one line a record, on rank 0; None for silence.
         beat: Called before every step.
@@ -116,13 +129,15 @@ def train(
         for _ in range(accumulation * (batch_filter.batch_of(step) - batch_filter.batch_of(step - 1) - 1)):
             next(batches)
         rate = learning_rate(step, config)
-        _optimizer_step(engine, batches, prepare, step, accumulation, rate, meter)
+        with profiler.watch(step + 1) if profiler else nullcontext():
+            _optimizer_step(engine, batches, prepare, step, accumulation, rate, meter)
         step = done = step + 1
         leaves = done % _NOTICE_EVERY == 0 and engine.mean({"leave": float(shall_leave())})["leave"] > 0
         saves = leaves or done % config.checkpoint_every == 0 or done == config.num_steps
         if saves or done % config.log_every == 0:
             head = {"stage": stage, "step": done, "kind": "train", "learning_rate": rate}
-            record: dict[str, Any] = head | meter.flush(engine, config, loader.skipped_samples)
+            counts = {"skipped_samples": loader.skipped_samples, "reader_restarts": loader.restarts}
+            record: dict[str, Any] = head | meter.flush(engine, config, counts)
             bad = batch_filter.first_bad(record["losses"], record["grad_norms"])
             if bad is not None:
                 bad_step, reason = done - len(record["losses"]) + bad[0], bad[1]
@@ -130,6 +145,8 @@ def train(
                 batches = iter(loader)
                 continue
             record["left_out_batches"] = len(batch_filter.left_out)
+            if compute:
+                record |= compute.rates(record["clips_per_s"], engine.world_size)
             recorder.write(record)
             report(_progress_line(record, config))
         if validate and config.validate_every and (done % config.validate_every == 0 or done == config.num_steps):
@@ -208,10 +225,15 @@ def average_over(engine: Engine, batches: Iterable[dict[str, Tensor]]) -> dict[s
 def _progress_line(record: dict[str, Any], config: StageConfig) -> str:
     left_s = round((config.num_steps - record["step"]) * record["step_s"])
     left = f"{left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d}"
-    return (
+    line = (
         f"{record['stage']} {record['step']}/{config.num_steps}  loss {record['loss']:.5g}  "
         f"{record['clips_per_s']:.1f} clips/s  {left} left"
     )
+    if "mfu" in record:
+        line += f"  MFU {record['mfu']:.1%}"
+    if record["data_wait_share"] > TOLD_DATA_WAIT:
+        line += f"  data wait {record['data_wait_share']:.0%}"
+    return line
 
 
 def _say_nothing(line: str) -> None:

@@ -91,8 +91,12 @@ def test_checkpoints_hold_nothing_pickled(outcome: dict[str, Any]) -> None:
     assert [findings["files"] for findings in outcome["findings"]] == [[".json", ".safetensors"]] * 2
 
 
+def test_counts_are_summed_over_all_processes(outcome: dict[str, Any]) -> None:
+    assert outcome["record"]["reader_restarts"] == 3
+
+
 def test_the_peak_memory_is_the_largest_of_all_processes(outcome: dict[str, Any]) -> None:
-    assert [findings["memory"] for findings in outcome["findings"]] == [200.0, 200.0]
+    assert [findings["record"]["memory_peak_mib"] for findings in outcome["findings"]] == [200.0, 200.0]
 
 
 def test_means_are_taken_over_both_processes(outcome: dict[str, Any]) -> None:

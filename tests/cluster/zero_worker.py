@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from flamscale_cluster.zero import ZeroEngine
@@ -155,12 +156,12 @@ def compare_other_engines() -> dict[str, float]:
     return differences
 
 
-def peak_memory(engine: ZeroEngine) -> float:
-    """What a record says where rank 0 took 100 MiB and rank 1 took 200."""
+def flushed_record(engine: ZeroEngine) -> dict[str, Any]:
+    """What a record says where rank 0 took 100 MiB and saw one reader die, rank 1 took 200 and saw two."""
     metrics.memory_peak_mib = lambda device: 100.0 * (RANK + 1)
     meter = Meter(CPU)
     meter.add_step([{"loss": torch.ones(())}], torch.ones(()))
-    return meter.flush(engine, CONFIG, 0)["memory_peak_mib"]
+    return meter.flush(engine, CONFIG, {"reader_restarts": RANK + 1})
 
 
 def message(error: type[Exception], action: object) -> str:
@@ -192,7 +193,7 @@ def main() -> None:
     engine = make(2)
     findings["accumulation"] = message(ConfigError, lambda: engine.forward_backward({}, 7))
     findings["other-engines"] = compare_other_engines()
-    findings["memory"] = peak_memory(engine)
+    findings["record"] = flushed_record(engine)
     findings["mean"] = engine.mean({"rank": float(engine.rank), "one": torch.ones(())})
     engine.close()
     torch.distributed.destroy_process_group()

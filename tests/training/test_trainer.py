@@ -3,10 +3,12 @@
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from flamscale.config import StageConfig
 from flamscale.errors import FlamError, LeaveError
 from flamscale.training.engine import TorchEngine
+from flamscale.training.flops import Compute
 from flamscale.training.metrics import read_records
 from flamscale.training.trainer import average_over
 from flamscale.types import Batch
@@ -36,12 +39,15 @@ def test_every_record_carries_what_a_run_reports(tmp_path: Path) -> None:
     assert [len(record["losses"]) for record in records] == [4, 2, 2, 2]
     names = (
         "stage step kind loss mse bias grad_norm learning_rate clips_per_s frames_per_s step_s data_wait_s "
-        "forward_backward_s optimizer_s checkpoint_s skipped_samples memory_peak_mib losses grad_norms"
+        "forward_backward_s optimizer_s checkpoint_s skipped_samples reader_restarts data_wait_share memory_peak_mib "
+        "losses grad_norms"
     )
     for record in records:
         assert set(names.split()) <= record.keys()
         assert record["loss"] == pytest.approx(sum(record["losses"]) / len(record["losses"]))
         assert record["frames_per_s"] == pytest.approx(8 * record["clips_per_s"])
+        assert record["data_wait_share"] == pytest.approx(record["data_wait_s"] / record["step_s"])
+        assert not {"model_tflops_per_s", "mfu"} & record.keys()  # nobody told what a clip costs
     assert records[2]["checkpoint_s"] > 0
 
 
@@ -175,9 +181,39 @@ def test_progress_lines_tell_stage_step_loss_speed_and_time_left(tmp_path: Path)
     lines: list[str] = []
     run_toy(tmp_path, toy_config(num_steps=8), progress=lines.append)
     assert lines[0].startswith("toy 4/8  loss ")
-    assert lines[0].endswith(" clips/s  0:00:00 left")
+    assert re.search(r" clips/s  0:00:00 left(  data wait \d+%)?$", lines[0])
     run_toy(tmp_path, toy_config(num_steps=12), progress=lines.append)
     assert "toy: going on from step 8 of 12" in lines
+
+
+def test_flop_rates_and_utilisation_are_recorded_where_the_cost_and_the_peak_are_known(tmp_path: Path) -> None:
+    lines: list[str] = []
+    run_toy(tmp_path, toy_config(num_steps=4), compute=Compute(10**6, 1e10), progress=lines.append)
+    (record,) = read_records(tmp_path / "metrics.jsonl")
+    assert record["model_tflops_per_s"] == pytest.approx(record["clips_per_s"] * 1e-6)
+    assert record["mfu"] == pytest.approx(record["clips_per_s"] * 1e6 / 1e10)
+    assert f"left  MFU {record['mfu']:.1%}" in lines[0]
+    run_toy(tmp_path, toy_config(num_steps=8), compute=Compute(10**6, None), progress=lines.append)
+    assert "mfu" not in read_records(tmp_path / "metrics.jsonl")[-1]
+    assert "MFU" not in lines[-1]
+
+
+def test_a_slow_loader_shows_in_record_and_progress_line(tmp_path: Path) -> None:
+    class SlowLoader(ToyLoader):
+        def __iter__(self) -> Iterator[Batch]:
+            for batch in super().__iter__():
+                time.sleep(0.02)
+                yield batch
+
+    lines: list[str] = []
+    config = toy_config(num_steps=4)
+    loader = SlowLoader(config)
+    loader.restarts = 3
+    run_toy(tmp_path, config, loader=loader, progress=lines.append)
+    (record,) = read_records(tmp_path / "metrics.jsonl")
+    assert record["data_wait_share"] > 0.5
+    assert record["reader_restarts"] == 3
+    assert lines[0].endswith(f"  data wait {record['data_wait_share']:.0%}")
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:

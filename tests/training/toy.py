@@ -56,7 +56,7 @@ class ToyLoader:
         self.config, self.rank, self.share = config, rank, config.global_batch // world_size
         self.manifest_hash = manifest_hash
         self.position = 0
-        self.skipped_samples = 0
+        self.skipped_samples = self.restarts = 0
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
