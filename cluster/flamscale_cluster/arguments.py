@@ -39,17 +39,27 @@ def parse_arguments(arguments: Sequence[str], *, description: str) -> Arguments:
         ConfigError: a setting that the config refuses.
         SystemExit: --help (code 0), or an unknown flag or unreadable value (code 2), explained on stderr.
     """
-    chooser = ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--preset", default="quickstart")
-    preset: Any = chooser.parse_known_args(arguments)[0].preset
-    if preset not in PRESETS:
-        preset = "quickstart"  # the parser below refuses an unknown one
+    preset = choose_preset(arguments)
     default = Arguments(preset=preset, config=PRESETS[preset]())
+    flags = expand_short_flags(arguments)
+    return command_line.parse(Arguments, flags, default=default, description=description)
+
+
+def choose_preset(arguments: Sequence[str], default: str = "quickstart") -> Any:
+    """Returns the preset that the flags name; the default for an unknown one, which the parser refuses."""
+    chooser = ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--preset", default=default)
+    preset = chooser.parse_known_args(arguments)[0].preset
+    return preset if preset in PRESETS else default
+
+
+def expand_short_flags(arguments: Sequence[str]) -> list[str]:
+    """Returns the flags with those of SHORT_FLAGS written out."""
     flags = []
     for flag in arguments:
         name, equals, value = flag.partition("=")
         flags.append(SHORT_FLAGS.get(name, name) + equals + value)
-    return command_line.parse(Arguments, flags, default=default, description=description)
+    return flags
 
 
 def check_places(run: PretrainConfig) -> None:

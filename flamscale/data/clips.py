@@ -70,6 +70,13 @@ class ClipSpace:
         """Returns the samples of shard number `shard`."""
         return self._index(shard)[0]
 
+    def mean_bytes(self, content: str) -> float:
+        """Mean size of the file that a clip is read from (bytes), for files of one extension."""
+        total = sum(
+            int((self._fitting(shard.samples) * shard.samples.members[content].sizes).sum()) for shard in self.shards
+        )
+        return total / self.num_clips
+
     def _fitting(self, samples: Samples) -> np.ndarray:
         """int64 [samples], clips that fit into each."""
         return np.maximum(samples.frames - self.span, -1) // self.clip_hop + 1
