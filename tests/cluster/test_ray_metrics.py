@@ -28,6 +28,7 @@ DRAWN = {name for panel in PANELS for target in panel["targets"] for name in re.
 def run(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], dict]:
     """Records of a run, and the samples that its head showed meanwhile: (name, stage, run) -> values."""
     config = tiny_config(tiny_data, tmp_path_factory.mktemp("run") / "out")
+    records = Path(config.out) / "metrics.jsonl"
     shown: dict[tuple[str, str, str], set[float]] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")  # Ray's own is 10 s, and the run may be over sooner
@@ -36,13 +37,13 @@ def run(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[
         with head:
             job = submit(port, *flags(config))
             while job.poll() is None:
-                for sample in samples(head):
+                for sample in samples(head) if records.exists() else ():
                     key = (sample.name, sample.labels.get("stage", ""), sample.labels.get("run", ""))
                     shown.setdefault(key, set()).add(sample.value)
                 time.sleep(1.0)
             output = finish(job)
             assert job.returncode == 0, output
-    return read_records(Path(config.out) / "metrics.jsonl"), shown
+    return read_records(records), shown
 
 
 def samples(head: LocalHead) -> Iterator[Any]:
@@ -56,6 +57,7 @@ def samples(head: LocalHead) -> Iterator[Any]:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(600)  # a whole run, which a busy machine takes minutes for
 def test_every_number_of_a_record_is_shown_with_its_stage_and_run(run):
     records, shown = run
     for stage in ("tokenizer", "flam"):
