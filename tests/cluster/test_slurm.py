@@ -94,7 +94,7 @@ def test_without_a_command_nothing_is_started(slurm):
 @pytest.mark.ray
 def test_the_command_runs_as_a_job_and_its_exit_code_is_the_scripts(slurm):
     script = start(slurm, "python", "-c", "import os, sys; print('in', os.getcwd()); sys.exit(3)")
-    output = script.communicate(timeout=120)[0]
+    output = script.communicate(timeout=200)[0]
     assert script.returncode == 3, output
     assert "in /tmp/ray-" in output
     assert not [line for line in notes(slurm) if line.startswith("scontrol")]
@@ -105,14 +105,14 @@ def test_the_command_runs_as_a_job_and_its_exit_code_is_the_scripts(slurm):
 def test_near_the_time_limit_the_job_is_stopped_and_queued_again(slurm, tmp_path):
     mark = tmp_path / "running"
     script = start(slurm, "python", "-c", f"import pathlib, time; pathlib.Path('{mark}').touch(); time.sleep(300)")
-    deadline_s = time.monotonic() + 120
+    deadline_s = time.monotonic() + 200
     while not mark.exists():
         assert time.monotonic() < deadline_s
         assert script.poll() is None, script.communicate()[0]
         time.sleep(0.1)
     assert addresses_listened_on(ray_processes(slurm["SLURM_JOB_ID"])) == {"127.0.0.1"}
     script.send_signal(signal.SIGUSR1)
-    output = script.communicate(timeout=60)[0]
+    output = script.communicate(timeout=90)[0]
     assert "stopping the job" in output
     assert notes(slurm)[-1] == f"scontrol requeue {slurm['SLURM_JOB_ID']}"
     assert not ray_processes(slurm["SLURM_JOB_ID"])
