@@ -6,7 +6,7 @@
 #
 # Submit it in the repository's root folder, on a file system that all nodes share, with flamscale's environment active;
 # flags of sbatch (--nodes 4 --time 8:00:00) stand before the file's name and outdo those below. Five minutes before the
-# time limit the job is stopped and queued again, then goes on from its newest checkpoint. scancel ends it for good.
+# time limit the job is told to leave, for which it saves a checkpoint, and queued again. scancel ends it for good.
 #SBATCH --job-name=flamscale
 #SBATCH --nodes=8
 #SBATCH --ntasks-per-node=1
@@ -38,6 +38,7 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 # Who reaches Ray's ports may run code as this user: a token keeps the cluster's other users out, a single node's Ray
 # listens on loopback alone, and so does the dashboard with the job server, always.
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
+export RAY_JOB_STOP_WAIT_TIME_S=200 # for the checkpoint, from telling a job to leave to killing it
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0 RAY_gcs_server_port_wait_time_s=$start_timeout_s
 if ((${#nodes[@]} == 1)); then
     address=127.0.0.1

@@ -31,7 +31,7 @@ from flamscale_cluster.head import START_TIMEOUT_S, LocalHead, find_head
 
 RECIPE = Path("recipes/pretrain_large.py")
 RUNTIME_ENV = Path("cluster/runtime_env.yaml")
-_STOP_TIMEOUT_S = 15.0  # how long a job may take to end after it was told to (seconds)
+_STOP_TIMEOUT_S = 15.0  # how long a job may take to end after Ray has stopped waiting for it (seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def run_job(address: str, entrypoint: str) -> int:
     except KeyboardInterrupt:
         print("stopping the job", file=sys.stderr, flush=True)
         client.stop_job(job)
-        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        deadline = time.monotonic() + float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 3)) + _STOP_TIMEOUT_S
         while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
             time.sleep(0.2)
         raise
