@@ -35,7 +35,8 @@ NETWORK_FORMULA = (
     "Bytes a GPU sends in a step, for P parameters whose gradients travel as G bytes (bf16: 2 of linear and "
     "convolutional layers, else 4 each), A micro-batches a step, times (W - 1) / W: ZeRO-0 an all-reduce in fp32, 8P; "
     "ZeRO-1 an all-reduce and a gather of fp32 parameters, 2G + 4P; ZeRO-2 the same, reducing after every micro-batch, "
-    "2GA + 4P; ZeRO-3 two gathers and a reduce-scatter a micro-batch, 3GA."
+    "2GA + 4P; ZeRO-3 two gathers and a reduce-scatter a micro-batch, 3GA, where DeepSpeed saves the second "
+    "gather of what comes back within 10^9 parameters, 2GA."
 )
 CHECKPOINT_FORMULA = "A checkpoint holds parameters and both moments in fp32: 12P bytes."
 TIME_FORMULA = (
