@@ -6,6 +6,7 @@ what the formulas leave out is told beside them.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,9 +83,9 @@ class Plan:
     checkpoint_s: float
     rows: tuple[PlanRow, ...]
 
-    def to_json(self) -> dict:
-        """Returns the plan as JSON values."""
-        return {"computed": True, "measured": False} | dataclasses.asdict(self)
+    def to_json(self) -> dict[str, Any]:
+        """Returns the plan as JSON values, marked as computed."""
+        return {"computed": True} | dataclasses.asdict(self)
 
 
 def make_plan(config: PretrainConfig, question: PlanConfig) -> Plan:
@@ -101,6 +102,7 @@ def make_plan(config: PretrainConfig, question: PlanConfig) -> Plan:
         num_parameters, sent_bytes = count_parameters(objective), gradient_bytes(objective, stage.precision)
     flops = count_clip_flops(config, question.stage, encodes_video=config.data.encodes_each_clip)
     rate, told_rate = _clips_per_s(question, stage, flops)
+    encodes = question.stage == "flam" and config.data.encodes_each_clip
     clip_bytes, told_bytes = _clip_bytes(config, question, stage)
     activations = stage_size(config, question.stage).activations
     num_clips = question.num_clips or stage.num_steps * stage.global_batch
@@ -126,7 +128,7 @@ def make_plan(config: PretrainConfig, question: PlanConfig) -> Plan:
     checkpoint_bytes = 12 * num_parameters
     return Plan(
         assumptions=(
-            told_rate,
+            told_rate + (", the frozen tokenizer's encoder included" if encodes else ""),
             told_bytes,
             f"checkpoints are written at {question.storage_mib_per_s:,.0f} MiB/s by all workers together",
         ),

@@ -46,6 +46,7 @@ class StepProfiler:
             yield
         if step == self._steps[-1]:
             self._write(self._profile)
+            self._steps, self._profile = range(0), None  # its events fill memory
 
     def _start(self) -> profile:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])]
