@@ -136,8 +136,8 @@ def _fvd_note(rollout: Mapping[str, Any]) -> list[str]:
     if "fvd" not in rollout:
         return []
     return [
-        f"FVD over {rollout['num_clips']} clips a side; one half of the true clips lies "
-        f"{_number(rollout['fvd_floor'], 1)} from the other."
+        f"FVD is from the true frames of the same {rollout['num_clips']} clips, so it can lie below that of one half "
+        f"of the true clips from the other, which is {_number(rollout['fvd_floor'], 1)}."
     ]
 
 
