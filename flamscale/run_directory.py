@@ -48,8 +48,10 @@ _FREE_SETTINGS = (
     "checkpoint_every",
     "keep_checkpoints",
     "keep_every",
+    "spike_factor",
+    "max_rewinds",
 )
-"""Settings that may change between two submissions of one run: none of them changes what is learned.
+"""Settings that may change between two submissions of one run: none of them changes what sound data teach.
 
 The data set may move; checkpoints and tokenizer know its content.
 """

@@ -34,7 +34,7 @@ from flamscale.training.engine import TorchEngine
 from flamscale.training.metrics import MetricsRecorder, read_records
 from flamscale.training.mirror import Mirror
 from flamscale.training.objectives import FlamObjective
-from flamscale.training.trainer import train
+from flamscale.training.trainer import Trainer
 from flamscale.types import Batch
 
 CPU = torch.device("cpu")
@@ -62,6 +62,7 @@ class NoData:
     """A loader of nothing, whose position is always the same."""
 
     skipped_samples = 0
+    restarts = 0
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -108,7 +109,7 @@ def turn(config: BenchmarkCheckpoint, folder: Path, url: str) -> dict[str, float
     mirror = Mirror(folder, url) if url else None
     recorder = MetricsRecorder(folder)
     start_s = time.perf_counter()
-    train(
+    Trainer(
         stage="flam",
         engine=TorchEngine(FlamObjective(flam, stage), stage, CPU, seed=0),
         loader=NoData(),
@@ -117,7 +118,7 @@ def turn(config: BenchmarkCheckpoint, folder: Path, url: str) -> dict[str, float
         checkpoints=CheckpointStore(folder / "checkpoints", keep=2, mirror=mirror),
         recorder=recorder,
         progress=None,
-    )
+    ).run()
     train_s = time.perf_counter() - start_s
     recorder.close()
     left = mirror.close(60.0) if mirror else []

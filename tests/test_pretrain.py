@@ -17,7 +17,8 @@ from flamscale.data import storage
 from flamscale.data.sampling import eval_clips
 from flamscale.errors import CheckpointError, ConfigError, DataError
 from flamscale.models.lpips import Lpips
-from flamscale.pretrain import check_inputs, summary
+from flamscale.preflight import check_inputs
+from flamscale.pretrain import summary
 from flamscale.run_directory import RunDirectory
 from flamscale.training.flops import count_clip_flops
 from flamscale.training.metrics import read_records

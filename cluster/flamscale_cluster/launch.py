@@ -18,7 +18,7 @@ from typing import Any
 
 from flamscale.config import ClusterConfig, PretrainConfig
 from flamscale.errors import ClusterError, FlamError
-from flamscale.pretrain import check_inputs
+from flamscale.preflight import check_inputs
 from flamscale.run_directory import RunDirectory
 
 _SETTINGS = {

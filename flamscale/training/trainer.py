@@ -7,6 +7,7 @@ fp32, every later loss equals the uninterrupted run's bit for bit.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -60,28 +61,13 @@ def _never() -> bool:
     return False
 
 
-def train(
-    *,
-    stage: str,
-    engine: Engine,
-    loader: Loader,
-    prepare: Callable[[Batch, int], dict[str, Tensor]],
-    config: StageConfig,
-    checkpoints: CheckpointStore,
-    recorder: MetricsRecorder,
-    validate: Callable[[], dict[str, float]] | None = None,
-    compute: Compute | None = None,
-    profiler: StepProfiler | None = None,
-    seed: int = 0,
-    progress: Callable[[str], None] | None = _print_now,
-    beat: Callable[[], None] = _do_nothing,
-    shall_leave: Callable[[], bool] = _never,
-) -> None:
-    """Trains up to step `config.num_steps`, from the newest checkpoint or from the start.
+@dataclass(kw_only=True)
+class Trainer:
+    """Trains one stage up to step `config.num_steps`, from the newest checkpoint or from the start.
 
-    Args:
+    Attributes:
         stage: Name of the stage in records, progress lines and checkpoints.
-        engine: Holds objective and optimiser; all its processes call `train` with the same arguments.
+        engine: Holds objective and optimiser; all its processes have a trainer with the same settings.
         loader: Yields this process's micro-batches.
         prepare: Turns a micro-batch and the step, counted from 0, into the objective's inputs on the device.
         config: Batches, optimiser, and how often to log, validate and save.
@@ -94,122 +80,138 @@ def train(
         progress: Takes one line a record, on rank 0; None for silence.
         beat: Called before every step.
         shall_leave: Whether to save a checkpoint and end; asked every few steps, and true for all if for one process.
-
-    Raises:
-        LeaveError: `shall_leave` was true.
-        FlamError: A loss or gradient norm is not finite or jumps, and going back has not helped.
-        CheckpointError: The newest checkpoint is damaged, or of another run.
     """
-    check_batch_split(config, engine.world_size, stage)
-    accumulation = config.global_batch // (config.micro_batch * engine.world_size)
-    identity = {"stage": stage, "seed": seed}
-    batch_filter = BatchFilter(config)
-    report = progress if progress and engine.rank == 0 else _say_nothing
 
-    def go_back() -> int | None:
-        """Goes on from the newest checkpoint, if there is one; returns its step."""
-        resumed = checkpoints.load(engine, loader.state(), identity)
-        if resumed is None:
-            return None
-        loader.load_state(resumed.loader_state)
-        batch_filter.load_state(resumed.filter_state)
-        recorder.resume(stage, resumed.step)
-        return resumed.step
+    stage: str
+    engine: Engine
+    loader: Loader
+    prepare: Callable[[Batch, int], dict[str, Tensor]]
+    config: StageConfig
+    checkpoints: CheckpointStore
+    recorder: MetricsRecorder
+    validate: Callable[[], dict[str, float]] | None = None
+    compute: Compute | None = None
+    profiler: StepProfiler | None = None
+    seed: int = 0
+    progress: Callable[[str], None] | None = _print_now
+    beat: Callable[[], None] = _do_nothing
+    shall_leave: Callable[[], bool] = _never
 
-    step = go_back()
-    if step is None:
-        step = 0
-        recorder.resume(stage, step)
-    else:
-        report(f"{stage}: going on from step {step} of {config.num_steps}")
-    batches = iter(loader)
-    meter = Meter(engine.device)
-    while step < config.num_steps:
-        beat()
-        for _ in range(accumulation * (batch_filter.batch_of(step) - batch_filter.batch_of(step - 1) - 1)):
-            next(batches)
-        rate = learning_rate(step, config)
-        with profiler.watch(step + 1) if profiler else nullcontext():
-            _optimizer_step(engine, batches, prepare, step, accumulation, rate, meter)
-        step = done = step + 1
-        leaves = done % _NOTICE_EVERY == 0 and engine.mean({"leave": float(shall_leave())})["leave"] > 0
-        saves = leaves or done % config.checkpoint_every == 0 or done == config.num_steps
-        if saves or done % config.log_every == 0:
-            head = {"stage": stage, "step": done, "kind": "train", "learning_rate": rate}
-            counts = {"skipped_samples": loader.skipped_samples, "reader_restarts": loader.restarts}
-            record: dict[str, Any] = head | meter.flush(engine, config, counts)
-            bad = batch_filter.first_bad(record["losses"], record["grad_norms"])
-            if bad is not None:
-                bad_step, reason = done - len(record["losses"]) + bad[0], bad[1]
-                step = _rewind(stage, bad_step, reason, config, batch_filter, go_back, recorder, report)
-                batches = iter(loader)
+    def __post_init__(self) -> None:
+        check_batch_split(self.config, self.engine.world_size, self.stage)
+        self._accumulation = self.config.global_batch // (self.config.micro_batch * self.engine.world_size)
+        self._filter = BatchFilter(self.config)
+        self._meter = Meter(self.engine.device)
+        self._batches: Iterator[Batch] = iter(())
+        self._done = 0  # steps
+
+    def run(self) -> None:
+        """Trains.
+
+        Raises:
+            LeaveError: `shall_leave` was true.
+            FlamError: A loss or gradient norm is not finite or jumps, and going back has not helped.
+            CheckpointError: The newest checkpoint is damaged, or of another run.
+        """
+        if self._go_back():
+            self._say(f"{self.stage}: going on from step {self._done} of {self.config.num_steps}")
+        else:
+            self.recorder.resume(self.stage, 0)
+            self._batches = iter(self.loader)
+        while self._done < self.config.num_steps:
+            self.beat()
+            self._train_step()
+            leaves = self._done % _NOTICE_EVERY == 0 and self._any(self.shall_leave())
+            saves = leaves or self._is_due(self.config.checkpoint_every)
+            if (saves or self._is_due(self.config.log_every)) and not self._record():
                 continue
-            record["left_out_batches"] = len(batch_filter.left_out)
-            if compute:
-                record |= compute.rates(record["clips_per_s"], engine.world_size)
-            recorder.write(record)
-            report(_progress_line(record, config))
-        if validate and config.validate_every and (done % config.validate_every == 0 or done == config.num_steps):
-            with meter.phase("validation_s"):
-                result = validate()
-            recorder.write({"stage": stage, "step": done, "kind": "validation"} | result)
-        if saves:
-            with meter.phase("checkpoint_s"):
-                checkpoints.save(done, engine, loader.state(), identity, batch_filter.state())
-        if leaves:
-            raise LeaveError(
-                f"Told to leave, stage {stage} saved step {done}; submit the job again to go on from there."
+            if self.validate and self.config.validate_every and self._is_due(self.config.validate_every):
+                with self._meter.phase("validation_s"):
+                    result = self.validate()
+                self.recorder.write({"stage": self.stage, "step": self._done, "kind": "validation"} | result)
+            if saves:
+                with self._meter.phase("checkpoint_s"):
+                    state, identity = self.loader.state(), {"stage": self.stage, "seed": self.seed}
+                    self.checkpoints.save(self._done, self.engine, state, identity, self._filter.state())
+            if leaves:
+                raise LeaveError(
+                    f"Told to leave, stage {self.stage} saved step {self._done}; submit the job again to go on from "
+                    "there."
+                )
+
+    def _is_due(self, every: int) -> bool:
+        return self._done % every == 0 or self._done == self.config.num_steps
+
+    def _any(self, condition: bool) -> bool:
+        """Whether a condition holds on any process."""
+        return self.engine.mean({"condition": float(condition)})["condition"] > 0
+
+    def _say(self, line: str) -> None:
+        if self.progress and self.engine.rank == 0:
+            self.progress(line)
+
+    def _go_back(self) -> bool:
+        """Goes on from the newest checkpoint; False if there is none."""
+        resumed = self.checkpoints.load(self.engine, self.loader.state(), {"stage": self.stage, "seed": self.seed})
+        if resumed is None:
+            return False
+        self.loader.load_state(resumed.loader_state)
+        self._filter.load_state(resumed.filter_state)
+        self.recorder.resume(self.stage, resumed.step)
+        self._batches = iter(self.loader)
+        self._done = resumed.step
+        return True
+
+    def _train_step(self) -> None:
+        step = self._done
+        num_left_out = self._filter.batch_of(step) - self._filter.batch_of(step - 1) - 1
+        for _ in range(self._accumulation * num_left_out):
+            next(self._batches)
+        with self.profiler.watch(step + 1) if self.profiler else nullcontext():
+            metrics = []
+            for _ in range(self._accumulation):
+                with self._meter.phase("data_wait_s"):
+                    batch = next(self._batches)
+                with self._meter.phase("forward_backward_s"):
+                    metrics.append(self.engine.forward_backward(self.prepare(batch, step), self._accumulation))
+            with self._meter.phase("optimizer_s"):
+                grad_norm = self.engine.step(learning_rate(step, self.config))
+        self._meter.add_step(metrics, grad_norm)
+        self._done += 1
+
+    def _record(self) -> bool:
+        """Records the steps since the last record; False if one of them was bad, and training went back instead."""
+        rate = learning_rate(self._done - 1, self.config)
+        head = {"stage": self.stage, "step": self._done, "kind": "train", "learning_rate": rate}
+        counts = {"skipped_samples": self.loader.skipped_samples, "reader_restarts": self.loader.restarts}
+        record: dict[str, Any] = head | self._meter.flush(self.engine, self.config, counts)
+        bad = self._filter.first_bad(record["losses"], record["grad_norms"])
+        if bad is not None:
+            self._rewind(self._done - len(record["losses"]) + bad[0], bad[1])
+            return False
+        record["left_out_batches"] = len(self._filter.left_out)
+        if self.compute:
+            record |= self.compute.rates(record["clips_per_s"], self.engine.world_size)
+        self.recorder.write(record)
+        self._say(_progress_line(record, self.config))
+        return True
+
+    def _rewind(self, bad_step: int, why: str) -> None:
+        """Goes back to the newest checkpoint, to leave out what came before the bad step, counted from 0.
+
+        Raises:
+            FlamError: There is none, or it has been done too often.
+        """
+        found = f"found {why} at step {bad_step + 1} of stage {self.stage}"
+        if self._filter.rewinds >= self.config.max_rewinds or not self._go_back():
+            raise FlamError(
+                f"Expected a finite loss that does not jump, {found}, after going back {self._filter.rewinds} times; "
+                "start a new --out with a lower learning rate."
             )
-
-
-def _rewind(
-    stage: str,
-    bad_step: int,
-    reason: str,
-    config: StageConfig,
-    batch_filter: BatchFilter,
-    go_back: Callable[[], int | None],
-    recorder: MetricsRecorder,
-    report: Callable[[str], None],
-) -> int:
-    """Goes back to the newest checkpoint, to leave out what came before the bad step; returns the step to go on from.
-
-    Raises:
-        FlamError: There is none, or it has been done too often.
-    """
-    found = f"found {reason} at step {bad_step + 1} of stage {stage}"
-    step = go_back() if batch_filter.rewinds < config.max_rewinds else None
-    if step is None:
-        raise FlamError(
-            f"Expected a finite loss that does not jump, {found}, after going back {batch_filter.rewinds} times; start "
-            "a new --out with a lower learning rate."
-        )
-    left_out = batch_filter.leave_out(bad_step, step)
-    recorder.write(
-        {"stage": stage, "step": step, "kind": "rewind", "bad_step": bad_step + 1, "why": reason, "left_out": left_out}
-    )
-    report(f"{stage}: {found}; going back to step {step}, to leave out global batches {left_out}")
-    return step
-
-
-def _optimizer_step(
-    engine: Engine,
-    batches: Iterator[Batch],
-    prepare: Callable[[Batch, int], dict[str, Tensor]],
-    step: int,
-    accumulation: int,
-    rate: float,
-    meter: Meter,
-) -> None:
-    metrics = []
-    for _ in range(accumulation):
-        with meter.phase("data_wait_s"):
-            batch = next(batches)
-        with meter.phase("forward_backward_s"):
-            metrics.append(engine.forward_backward(prepare(batch, step), accumulation))
-    with meter.phase("optimizer_s"):
-        grad_norm = engine.step(rate)
-    meter.add_step(metrics, grad_norm)
+        left_out = self._filter.leave_out(bad_step, self._done)
+        head = {"stage": self.stage, "step": self._done, "kind": "rewind"}
+        self.recorder.write(head | {"bad_step": bad_step + 1, "why": why, "left_out": left_out})
+        self._say(f"{self.stage}: {found}; going back to step {self._done}, to leave out global batches {left_out}")
 
 
 def average_over(engine: Engine, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
@@ -234,7 +236,3 @@ def _progress_line(record: dict[str, Any], config: StageConfig) -> str:
     if record["data_wait_share"] > TOLD_DATA_WAIT:
         line += f"  data wait {record['data_wait_share']:.0%}"
     return line
-
-
-def _say_nothing(line: str) -> None:
-    pass

@@ -18,7 +18,7 @@ from flamscale.config import DataConfig, PretrainConfig
 from flamscale.data.manifest import Manifest
 from flamscale.errors import ConfigError, DataError
 from flamscale.models.tokenizer import Tokenizer
-from flamscale.pretrain import check_inputs
+from flamscale.preflight import check_inputs
 from flamscale.run_directory import RunDirectory, find_tokenizer
 from flamscale.training.metrics import read_records
 from tests.tiny import make_data, run_tiny, tiny_config

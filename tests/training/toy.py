@@ -16,7 +16,7 @@ from flamscale.training.checkpoint import CheckpointStore
 from flamscale.training.engine import Engine, TorchEngine
 from flamscale.training.metrics import MetricsRecorder
 from flamscale.training.mirror import Mirror
-from flamscale.training.trainer import train
+from flamscale.training.trainer import Trainer
 from flamscale.types import Batch
 
 CPU = torch.device("cpu")
@@ -128,7 +128,7 @@ def run_toy(
     """Trains the toy objective in `folder`, from the newest checkpoint there."""
     recorder = MetricsRecorder(folder, recorder_enabled)
     try:
-        train(
+        Trainer(
             stage="toy",
             engine=engine or TorchEngine(ToyObjective(), config, CPU, seed=0),
             loader=loader or ToyLoader(config),
@@ -137,7 +137,7 @@ def run_toy(
             checkpoints=CheckpointStore(folder / "checkpoints", config.keep_checkpoints, config.keep_every, mirror),
             recorder=recorder,
             **({"progress": None} | arguments),
-        )
+        ).run()
     finally:
         recorder.close()
 
