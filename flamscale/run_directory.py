@@ -41,7 +41,6 @@ _FREE_SETTINGS = (
     "kernels",
     "attention",
     "max_bad_fraction",
-    "micro_batch",
     "log_every",
     "validate_every",
     "validation_clips",
