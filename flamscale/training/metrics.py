@@ -1,7 +1,8 @@
 """Records of a run: loss terms and times of every step in, metrics.jsonl and TensorBoard events out.
 
 A record is one JSON object a line. Training writes `"kind": "train"` with means over the steps since the record before
-and `losses`, the loss of each of those steps; validation writes `"kind": "validation"`.
+and `losses`, the loss of each of those steps; validation writes `"kind": "validation"`, going back from a bad loss
+`"kind": "rewind"`.
 """
 
 import json
