@@ -45,7 +45,7 @@ GPUS = {
 """By the name that recipes/plan.py takes.
 
 Source: NVIDIA's data sheets of H100, H200, A100, L40S and HGX B200, and the architecture white papers of Hopper and
-Ada (appendix on the RTX 4090).
+Ada (appendix on the RTX 4090), as remembered: compare before relying on B200, the NVL models and L40S.
 """
 
 

@@ -20,10 +20,11 @@ def contents(url: str, content: str) -> Iterator[bytes]:
 
 def write_streaming(source: str, target: str, content: str) -> None:
     """Writes MDS shards with the checksum that streaming offers."""
-    import streaming_peer  # noqa: F401 - makes streaming importable
-    from streaming import MDSWriter
+    from streaming_peer import streaming  # which it makes importable
 
-    with MDSWriter(out=target, columns={"content": "bytes"}, hashes=["sha1"], size_limit=CHUNK_BYTES) as writer:
+    with streaming.MDSWriter(
+        out=target, columns={"content": "bytes"}, hashes=["sha1"], size_limit=CHUNK_BYTES
+    ) as writer:
         for item in contents(source, content):
             writer.write({"content": item})
 

@@ -28,7 +28,7 @@ def _committed(url: str) -> list[str]:
     return sorted(name for name in storage.find(url) if name.endswith("meta.json"))
 
 
-def _train(folder: Path, url: str, **changes: int) -> list[str]:
+def _train(folder: Path, url: str, **changes: float) -> list[str]:
     """Trains the toy with a copy, and returns what could not be copied."""
     mirror = Mirror(folder, url, [folder / "metrics.jsonl"])
     run_toy(folder, toy_config(**changes), mirror=mirror)
@@ -139,7 +139,7 @@ def test_a_copy_made_again_leaves_no_rest_of_a_killed_one(tmp_path: Path, s3_url
 
 def test_another_checkpoint_of_the_same_step_takes_the_place_of_the_first(tmp_path: Path, s3_url: str) -> None:
     _train(tmp_path, s3_url, num_steps=6)
-    _train(tmp_path / "other", s3_url, num_steps=6, learning_rate=0.1)  # type: ignore[arg-type]
+    _train(tmp_path / "other", s3_url, num_steps=6, learning_rate=0.1)
     fetched = _bring_back(tmp_path / "there", s3_url)
     assert read_meta(fetched) == read_meta(tmp_path / "other/checkpoints/step-000006")
     read_objective(fetched)
