@@ -141,7 +141,9 @@ def _worker(
     data = check_inputs(config, write=rank == 0)
     directory = RunDirectory(Path(config.out))
     recorder = MetricsRecorder(directory.root, enabled=rank == 0, observers=observers)
-    mirror = Mirror(directory.root, config.copy_to, [directory.metrics]) if config.copy_to and rank == 0 else None
+    mirror = None
+    if config.copy_to and rank == 0:
+        mirror = Mirror(directory.root, config.copy_to, [directory.metrics, directory.tensorboard])
     worker = Worker(config, make_engine, rank, world_size, device, data, directory, recorder, mirror, command)
     with closing(recorder), _copying(worker):
         try:

@@ -7,6 +7,7 @@ resumes the run; with other settings it is refused.
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,11 @@ class RunDirectory:
         """Records of training."""
         return self.root / "metrics.jsonl"
 
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's events of the same records."""
+        return self.root / "tensorboard"
+
     def create(self) -> None:
         """Creates the directory; raises ConfigError if it cannot be written."""
         try:
@@ -168,7 +174,8 @@ class RunDirectory:
             name = folder.relative_to(self.root).as_posix()
             there, here = mirror.newest_checkpoint(name, files), CheckpointStore(folder, keep=1).latest()
             if there is not None and (here is None or there > (step_of(here.name) or 0)):
-                wanted += [f"{name}/{folder_name(there)}", *files & {self.metrics.name}]
+                records = {path.name for path in (self.metrics, self.tensorboard)}
+                wanted += [f"{name}/{folder_name(there)}", *records & {file.partition("/")[0] for file in files}]
         for name in dict.fromkeys(wanted):
             mirror.fetch(name, files)
         return list(dict.fromkeys(wanted))
@@ -176,15 +183,19 @@ class RunDirectory:
     def open(self, config: PretrainConfig, manifest_hash: str) -> None:
         """Creates the directory and its config.json, or checks that it holds this run; a refused one stays as it is.
 
+        A run that has learned nothing yet, and has a checkpoint of step 0 at most, gives way to this one.
+
         Raises:
             ConfigError: it cannot be written, or holds a run with other settings.
             CheckpointError: it holds a run on another data set.
         """
         self.create()
-        if self.has_tokenizer or any(self.root.glob("checkpoints/*/step-*")):
+        if self.has_tokenizer or any(step_of(path.name) for path in self.root.glob("checkpoints/*/*")):
             if self.config.exists():
                 check_same_settings(config, self.config.read_text(), f"The run directory {self.root}")
             self._check_same_data(config, manifest_hash)
+        else:
+            shutil.rmtree(self.root / "checkpoints", ignore_errors=True)
         storage.write_bytes(str(self.config), to_json(config).encode())
 
     def _check_same_data(self, config: PretrainConfig, manifest_hash: str) -> None:

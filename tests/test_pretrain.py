@@ -158,6 +158,7 @@ def test_a_run_whose_directory_is_lost_goes_on_from_its_copy_in_the_store(finish
         "model/model.safetensors",
         "tokenizer/tokenizer.json",
     } < files
+    assert any(name.startswith("tensorboard/flam/") for name in files)
     shutil.rmtree(copied.out)
 
     again = replace(copied, out=str(tmp_path / "found"))
@@ -179,7 +180,9 @@ def test_a_directory_of_another_model_is_refused_with_what_differs(finished):
 def test_a_directory_in_which_nothing_was_learned_yet_may_be_used_with_other_settings(tiny_data, tmp_path):
     config = tiny_config(tiny_data, tmp_path / "out")
     check_inputs(config)
+    (tmp_path / "out/checkpoints/tokenizer/step-000000").mkdir(parents=True)
     check_inputs(replace(config, seed=1))
+    assert not (tmp_path / "out/checkpoints").exists()
     assert saved_config(tmp_path / "out").seed == 1
 
 

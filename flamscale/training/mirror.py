@@ -38,7 +38,7 @@ class Mirror:
     Args:
         root: the run directory.
         url: where its copy lies, a folder in an object store.
-        along: files that are copied with every checkpoint.
+        along: files and folders that are copied with every checkpoint.
     """
 
     def __init__(self, root: Path, url: str, along: Iterable[Path] = ()) -> None:

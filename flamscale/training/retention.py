@@ -17,12 +17,12 @@ class Retention:
     newest: int
     """Newest ones kept (count)."""
     every: int = 0
-    """Those at multiples of this many steps are kept for good (count); 0 for none."""
+    """Those at multiples of this many steps, but not at step 0, are kept for good (count); 0 for none."""
 
     def drops(self, steps: Iterable[int]) -> set[int]:
         """Returns the steps whose checkpoints are not kept."""
         old = sorted(steps)[: -self.newest]
-        return {step for step in old if not self.every or step % self.every}
+        return {step for step in old if not (self.every and step) or step % self.every}
 
 
 def folder_name(step: int) -> str:

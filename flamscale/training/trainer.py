@@ -63,7 +63,7 @@ def _never() -> bool:
 
 @dataclass(kw_only=True)
 class Trainer:
-    """Trains one stage up to step `config.num_steps`, from the newest checkpoint or from the start.
+    """Trains one stage up to step `config.num_steps`, from the newest checkpoint or from the start, which is one too.
 
     Attributes:
         stage: Name of the stage in records, progress lines and checkpoints.
@@ -118,6 +118,7 @@ class Trainer:
         else:
             self.recorder.resume(self.stage, 0)
             self._batches = iter(self.loader)
+            self._save()  # to go back to, and to find out now whether it can be written
         while self._done < self.config.num_steps:
             self.beat()
             self._train_step()
@@ -130,14 +131,17 @@ class Trainer:
                     result = self.validate()
                 self.recorder.write({"stage": self.stage, "step": self._done, "kind": "validation"} | result)
             if saves:
-                with self._meter.phase("checkpoint_s"):
-                    state, identity = self.loader.state(), {"stage": self.stage, "seed": self.seed}
-                    self.checkpoints.save(self._done, self.engine, state, identity, self._filter.state())
+                self._save()
             if leaves:
                 raise LeaveError(
                     f"Told to leave, stage {self.stage} saved step {self._done}; submit the job again to go on from "
                     "there."
                 )
+
+    def _save(self) -> None:
+        with self._meter.phase("checkpoint_s"):
+            state, identity = self.loader.state(), {"stage": self.stage, "seed": self.seed}
+            self.checkpoints.save(self._done, self.engine, state, identity, self._filter.state())
 
     def _is_due(self, every: int) -> bool:
         return self._done % every == 0 or self._done == self.config.num_steps
@@ -200,14 +204,15 @@ class Trainer:
         """Goes back to the newest checkpoint, to leave out what came before the bad step, counted from 0.
 
         Raises:
-            FlamError: There is none, or it has been done too often.
+            FlamError: It has been done too often.
         """
         found = f"found {why} at step {bad_step + 1} of stage {self.stage}"
-        if self._filter.rewinds >= self.config.max_rewinds or not self._go_back():
+        if self._filter.rewinds >= self.config.max_rewinds:
             raise FlamError(
                 f"Expected a finite loss that does not jump, {found}, after going back {self._filter.rewinds} times; "
                 "start a new --out with a lower learning rate."
             )
+        self._go_back()
         left_out = self._filter.leave_out(bad_step, self._done)
         head = {"stage": self.stage, "step": self._done, "kind": "rewind"}
         self.recorder.write(head | {"bad_step": bad_step + 1, "why": why, "left_out": left_out})
