@@ -29,6 +29,14 @@ def genie(run: PretrainConfig) -> PretrainConfig:
     return _monolithic(run, "quantized")
 
 
+def true_actions(run: PretrainConfig) -> PretrainConfig:
+    """A world model given the true actions of all agents; of Procgen, whose labels tell the player's alone, of one.
+
+    The 15 values are those of Procgen, of which MultiGrid has 3.
+    """
+    return _monolithic(run, "true", num_agents=4, num_agent_actions=15)
+
+
 def slotformer(run: PretrainConfig) -> PretrainConfig:
     """SlotFormer: slots learned by reconstruction, predicted from one another without actions (arXiv 2210.05861)."""
     return _on_reconstructed_slots(run, replace(_flam_of(run), action="none", coupling="global"))
@@ -42,7 +50,14 @@ def playslot(run: PretrainConfig) -> PretrainConfig:
     return _on_reconstructed_slots(run, replace(_flam_of(run), action="quantized", coupling="global"))
 
 
-MODELS = {"flam": flam, "adaworld": adaworld, "genie": genie, "slotformer": slotformer, "playslot": playslot}
+MODELS = {
+    "flam": flam,
+    "adaworld": adaworld,
+    "genie": genie,
+    "true-actions": true_actions,
+    "slotformer": slotformer,
+    "playslot": playslot,
+}
 
 
 def _flam_of(run: PretrainConfig) -> FlamConfig:
@@ -51,17 +66,20 @@ def _flam_of(run: PretrainConfig) -> FlamConfig:
     return run.flam
 
 
-def _monolithic(run: PretrainConfig, action: Literal["gaussian", "quantized"]) -> PretrainConfig:
-    """With twice FLAM's blocks in IDM and FDM, for want of factorizer and aggregator: about as many weights."""
+def _monolithic(
+    run: PretrainConfig,
+    action: Literal["gaussian", "quantized", "true"],
+    num_agents: int = 0,
+    num_agent_actions: int = 0,
+) -> PretrainConfig:
+    """With about as many weights: twice FLAM's blocks for want of factorizer and aggregator, again for want of IDM."""
     of = _flam_of(run)
     shared = {item.name: getattr(of, item.name) for item in fields(DynamicsConfig)}
-    shared |= {"action_width": of.num_slots * of.action_width, "num_blocks": 2 * of.num_blocks}
+    shared |= {"action_width": of.num_slots * of.action_width}
+    shared |= {"num_blocks": (4 if action == "true" else 2) * of.num_blocks}
     shared |= {"activation_checkpointing": False}
-    return replace(
-        run,
-        flam=MonolithicConfig(**shared, action=action),
-        flam_stage=replace(run.flam_stage, reconstruction_weight=0.0),
-    )
+    config = MonolithicConfig(**shared, action=action, num_agents=num_agents, num_agent_actions=num_agent_actions)
+    return replace(run, flam=config, flam_stage=replace(run.flam_stage, reconstruction_weight=0.0))
 
 
 def _on_reconstructed_slots(run: PretrainConfig, config: FlamConfig) -> PretrainConfig:

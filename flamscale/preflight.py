@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from flamscale.config import PretrainConfig
+from flamscale.data.actions import load_true_actions
+from flamscale.data.episode import SPLITS
 from flamscale.data.latents import load_latents
 from flamscale.data.mixture import Mixture
 from flamscale.errors import ConfigError
@@ -20,8 +22,9 @@ def check_inputs(config: PretrainConfig, write: bool = True) -> Mixture:
         write: also create the run directory, or check that it holds this run.
 
     Raises:
-        FlamError: the data set is missing or of another size, weights for LPIPS or FVD, a trained tokenizer or latents
-            are wanted and not there or not the right ones, the run directory is not to be written or another run's.
+        FlamError: the data set is missing or of another size, weights for LPIPS or FVD, a trained tokenizer, latents or
+            true actions are wanted and not there or not the right ones, the run directory is not to be written or
+            another run's.
     """
     data = Mixture.load(config.data.url, config.data.weights)
     size = config.tokenizer.image_size
@@ -30,8 +33,9 @@ def check_inputs(config: PretrainConfig, write: bool = True) -> Mixture:
             f"The frames in {' '.join(config.data.url)} are {data.width} x {data.height} pixels, "
             f"tokenizer.image-size is {size}; pass --tokenizer.image-size, or make shards with --size {size}."
         )
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         data.of_split(split)
+        load_true_actions(config.flam, data, split)  # only to find now what would stop stage 2
     directory = RunDirectory(Path(config.out))
     if write and config.copy_to:
         directory.create()

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from flamscale.config import PretrainConfig, StageConfig
 from flamscale.data import storage
+from flamscale.data.actions import load_true_actions
 from flamscale.data.latents import load_latents
 from flamscale.data.loader import ClipLoader
 from flamscale.data.mixture import Mixture
 from flamscale.data.reader import Transform
-from flamscale.data.sampling import eval_clips, median_frame
+from flamscale.data.sampling import median_frame
 from flamscale.errors import ConfigError, LeaveError
 from flamscale.models.build import build_world_model
 from flamscale.models.tokenizer import Tokenizer, frame_encoder, to_images
@@ -267,6 +268,7 @@ def train_flam(worker: Worker, tokenizer: Tokenizer) -> WorldModel | None:
 def finish(worker: Worker, tokenizer: Tokenizer, flam: WorldModel) -> dict[str, Any]:
     """Exports the model, rolls it out on held-out clips as exported, and writes result.json, report and pictures."""
     # Seconds to import, and only rank 0 comes here.
+    from flamscale.eval.loading import load_held_out
     from flamscale.eval.report import write_report
     from flamscale.eval.rollout import evaluate_rollouts
     from flamscale.models.huggingface import FlamForWorldModeling, write_model_card
@@ -279,15 +281,9 @@ def finish(worker: Worker, tokenizer: Tokenizer, flam: WorldModel) -> dict[str, 
     worker.say(f"evaluating {config.evaluation.rollout_steps}-step rollouts")
     with worker.timed("evaluation_s"):
         model = FlamForWorldModeling.from_pretrained(directory.model).to(worker.device)
-        clips = eval_clips(
-            worker.data,
-            "test",
-            clip_frames=config.evaluation.context_frames + config.evaluation.rollout_steps,
-            frame_stride=config.evaluation.frame_stride,
-            num_clips=config.evaluation.num_clips,
-        )
+        clips, actions = load_held_out(worker.data, "test", config.evaluation, config.flam)
         evaluation = evaluate_rollouts(
-            model.tokenizer, model.flam, clips, directory.load_median_frame(), config.evaluation
+            model.tokenizer, model.flam, clips, directory.load_median_frame(), config.evaluation, actions
         )
     evaluation.result["timings"] = worker.seconds
     write_model_card(directory.model, model, evaluation.result)
@@ -340,6 +336,7 @@ def _loader(
     worker: Worker, data: Mixture, split: str, stage: StageConfig, transform: Transform | None, seed: int
 ) -> ClipLoader:
     config = worker.config.data
+    wants_actions = stage is worker.config.flam_stage
     return ClipLoader(
         data,
         split,
@@ -353,6 +350,7 @@ def _loader(
         seed=seed,
         config=config if split == "train" else replace(config, num_processes=0, prefetch_batches=0),
         transform=transform,
+        actions=load_true_actions(worker.config.flam, worker.data, split) if wants_actions else None,
         node_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
     )
 

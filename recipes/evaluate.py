@@ -56,24 +56,18 @@ class Arguments:
 def main(arguments: Sequence[str]) -> None:
     """Evaluates and writes the results."""
     chosen = command_line.parse(Arguments, arguments, description=__doc__ or "")
-    from flamscale.data.sampling import eval_clips, median_frame
+    from flamscale.data.sampling import median_frame
     from flamscale.eval.entities import evaluate_entities
-    from flamscale.eval.loading import load_model_and_data
+    from flamscale.eval.loading import load_held_out, load_model_and_data
     from flamscale.eval.report import headline, write_report
     from flamscale.eval.rollout import evaluate_rollouts
 
     started = time.perf_counter()
     model, data = load_model_and_data(chosen.model, chosen.data, chosen.device)
     config = chosen.evaluation
-    clips = eval_clips(
-        data,
-        chosen.split,
-        clip_frames=config.context_frames + config.rollout_steps,
-        frame_stride=config.frame_stride,
-        num_clips=config.num_clips,
-    )
+    clips, actions = load_held_out(data, chosen.split, config, model.flam.config)
     labelled = _labelled_clips(data, model, chosen) if chosen.factors else None
-    evaluation = evaluate_rollouts(model.tokenizer, model.flam, clips, median_frame(data), config)
+    evaluation = evaluate_rollouts(model.tokenizer, model.flam, clips, median_frame(data), config, actions)
     if labelled:
         evaluation.result["entities"] = evaluate_entities(model.tokenizer, model.flam, *labelled, config)
     result = {**evaluation.result, "timings": {"evaluation_s": time.perf_counter() - started}}

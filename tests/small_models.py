@@ -1,5 +1,7 @@
 """Untrained models a test can afford: 12 x 12 frames, N = 9 tokens of C = 8 channels, K = 3 slots of width D = 16."""
 
+from dataclasses import replace
+
 import torch
 
 from flamscale.config import FlamConfig, MonolithicConfig, TokenizerConfig
@@ -19,6 +21,7 @@ TOKENIZER = TokenizerConfig(
 )
 FLAM = FlamConfig(num_slots=3, width=16, action_width=4, num_heads=2, num_blocks=1, slot_iterations=2, mlp_ratio=2)
 MONOLITHIC = MonolithicConfig(width=16, action_width=4, num_heads=2, num_blocks=1, mlp_ratio=2)
+TRUE_ACTIONS = replace(MONOLITHIC, action="true", num_agents=2, num_agent_actions=3)
 
 
 def small_tokenizer(config: TokenizerConfig = TOKENIZER, seed: int = 0) -> Tokenizer:

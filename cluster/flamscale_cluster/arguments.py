@@ -19,7 +19,7 @@ from flamscale.errors import ConfigError
 from flamscale.presets import PRESETS
 
 Preset = Literal["quickstart", "multigrid", "procgen", "large"]
-Model = Literal["flam", "adaworld", "genie", "slotformer", "playslot"]
+Model = Literal["flam", "adaworld", "genie", "true-actions", "slotformer", "playslot"]
 SHORT_FLAGS = {"--data": "--data.url", "--kernels": "--flam.kernels"}
 
 

@@ -134,15 +134,28 @@ class FlamConfig(DynamicsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MonolithicConfig(DynamicsConfig):
-    """In place of FLAM: a latent action model with one action a step for the whole scene, and no slots."""
+    """In place of FLAM: a model with one action a step for the whole scene, and no slots."""
 
     model: Literal["monolithic"] = "monolithic"
     """What these settings are of; --model chooses."""
-    action: Literal["gaussian", "quantized"] = "gaussian"
-    """Latent action of the scene: gaussian (AdaWorld), or quantized, one of the codes of action-levels (Genie)."""
+    action: Literal["gaussian", "quantized", "true"] = "gaussian"
+    """Action of the scene: gaussian (AdaWorld) or quantized, one of the codes of action-levels (Genie), both inferred;
+    or true, made of the true actions of all agents, which the data set's labels tell."""
+    num_agents: int = 0
+    """Agents that have a true action each (count); 0 where actions are inferred."""
+    num_agent_actions: int = 0
+    """Values of one agent's true action, numbered from 0 (count); 0 where actions are inferred."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("num_agents", "num_agent_actions"):
+            value, flag = getattr(self, name), f"flam.{name.replace('_', '-')}"
+            require(self.action != "true" or value >= 1, f"{flag} must be at least 1 for true actions, got {value}.")
+            require(
+                self.action == "true" or value == 0,
+                f"{flag} {value} cannot take effect where actions are inferred; leave it out, or train --model "
+                "true-actions.",
+            )
         require(
             not self.activation_checkpointing,
             "flam.activation-checkpointing cannot take effect in a monolithic model, which has no factorizer; leave it "

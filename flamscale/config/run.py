@@ -137,6 +137,13 @@ class PretrainConfig:
             f"training did; got {self.flam.history_frames} and {self.flam_stage.clip_frames}.",
         )
         self._check_reconstruction()
+        for name in ("flam_stage", "evaluation"):
+            stride = getattr(self, name).frame_stride
+            require(
+                self.flam.action != "true" or stride == 1,
+                f"{name.replace('_', '-')}.frame-stride must be 1 for a model of true actions, one of which leads from "
+                f"a frame to the next, got {stride}.",
+            )
         stages = (self.flam_stage,) if self.tokenizer_from else (self.tokenizer_stage, self.flam_stage)
         last = min(stage.num_steps for stage in stages)
         require(

@@ -1,6 +1,6 @@
 """True actions and positions of evaluation clips: a split in; its clips and what the simulator knew of them out.
 
-They lie beside each video as key.npz, and serve evaluation alone.
+They lie beside each video as key.npz, and serve evaluation, and the one baseline that takes true actions.
 """
 
 import io
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flamscale.data import storage
 from flamscale.data.clips import Clip, ClipSpace
+from flamscale.data.manifest import Samples, Shard
 from flamscale.data.mixture import Mixture
 from flamscale.data.sampling import eval_space, read_spread
 from flamscale.data.sources.multigrid import ROOM_TILES
@@ -72,24 +73,39 @@ def labelled_clips(
     )
 
 
-def _read(space: ClipSpace, clip: Clip, size: int, remedy: str) -> "_ClipLabels":
-    """Reads the labels of one clip, of frames `size` pixels wide."""
-    shard, samples = space.shards[clip.shard], space.samples(clip.shard)
-    where = f"sample {samples.key(clip.sample)} of {shard.url}"
-    member = samples.members.get(LABELS)
-    if member is None or not member.sizes[clip.sample]:
+def read_labels(shard: Shard, samples: Samples, sample: int, remedy: str) -> dict[str, np.ndarray]:
+    """Reads all labels of a sample; `remedy` is what a user can do who has none.
+
+    Raises:
+        DataError: it has none, or damaged ones, or its shard cannot be read.
+    """
+    where, member = place_of(shard, samples, sample), samples.members.get(LABELS)
+    if member is None or not member.sizes[sample]:
         raise DataError(
             f"Expected true actions and positions ({LABELS}) beside the video of {where}, found none: use a "
             f"simulator's data (recipes/make_shards.py --source multigrid or procgen), or {remedy}."
         )
-    content = storage.read_range(shard.url, int(member.offsets[clip.sample]), int(member.sizes[clip.sample]))
     try:
+        content = storage.read_range(shard.url, int(member.offsets[sample]), int(member.sizes[sample]))
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            found = dict(arrays)
+            return dict(arrays)
+    except FileNotFoundError as error:
+        raise DataError(f"The shard {shard.url} is missing: copy it there, or make the data set anew.") from error
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"The labels of {where} are damaged ({error}): make or copy this shard anew, or {remedy}."
         ) from error
+
+
+def place_of(shard: Shard, samples: Samples, sample: int) -> str:
+    """Returns a sample's name in messages."""
+    return f"sample {samples.key(sample)} of {shard.url}"
+
+
+def _read(space: ClipSpace, clip: Clip, size: int, remedy: str) -> "_ClipLabels":
+    """Reads the labels of one clip, of frames `size` pixels wide."""
+    shard, samples = space.shards[clip.shard], space.samples(clip.shard)
+    found = read_labels(shard, samples, clip.sample, remedy)
     frames = slice(clip.first, clip.first + space.span, space.frame_stride)
     steps = slice(clip.first, clip.first + space.span - 1)
     if {"actions", "positions"} <= found.keys():
@@ -98,8 +114,8 @@ def _read(space: ClipSpace, clip: Clip, size: int, remedy: str) -> "_ClipLabels"
     if {"actions", "entity_positions"} <= found.keys():
         return _ClipLabels(found["actions"][steps, None], found["entity_positions"][frames, :1], None)
     raise DataError(
-        f"Expected actions and positions in the labels of {where}, found only {', '.join(found) or 'an empty file'}: "
-        f"make the shards anew with recipes/make_shards.py, or {remedy}."
+        f"Expected actions and positions in the labels of {place_of(shard, samples, clip.sample)}, found only "
+        f"{', '.join(found) or 'an empty file'}: make the shards anew with recipes/make_shards.py, or {remedy}."
     )
 
 

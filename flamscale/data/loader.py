@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from flamscale.config import DataConfig
+from flamscale.data.actions import TrueActions
 from flamscale.data.clips import ClipSpace
 from flamscale.data.mixture import Mixture
 from flamscale.data.order import MixtureOrder
@@ -51,6 +52,7 @@ class ClipLoader:
         seed: seed of the order.
         config: window, processes, prefetching, caches and the share of damaged samples that is borne.
         transform: frame-wise map of decoded frames, applied once a sample where the cache is on; in this process only.
+        actions: true actions of this split, which batches shall carry.
         node_ranks: ranks that share this node's local copies of shards (count).
 
     Raises:
@@ -73,6 +75,7 @@ class ClipLoader:
         seed: int,
         config: DataConfig,
         transform: Transform | None = None,
+        actions: TrueActions | None = None,
         node_ranks: int = 1,
     ) -> None:
         if global_batch % (world_size * micro_batch) or not 0 <= rank < world_size:
@@ -81,6 +84,7 @@ class ClipLoader:
                 f"below the world size, got {global_batch} and rank {rank}."
             )
         assert transform is None or config.num_processes == 0, "a transform stays in its process"
+        assert actions is None or frame_stride == 1, "one true action leads from frame to frame"
         shards = data.train_shards(config.train_samples) if split == "train" else data.of_split(split)
         space = ClipSpace(shards, clip_frames, frame_stride, clip_hop)
         order = MixtureOrder(data.clips_of_parts(space, split), data.weights, config.window_shards, seed)
@@ -98,6 +102,7 @@ class ClipLoader:
         self._batch_bytes = micro_batch * clip_frames * data.frame_bytes
         self._quarantine = Quarantine(space, config.max_bad_fraction, world_size)
         self._config = config
+        self._actions, self._clip_frames = actions, clip_frames
         self._global_batch, self._micro_batch = global_batch, micro_batch
         self._rank, self._world_size = rank, world_size
         self._seed, self._manifest_hash = seed, data.hash
@@ -167,7 +172,8 @@ class ClipLoader:
             self._done += self._global_batch
         if clips.dtype != np.uint8:
             clips = clips.astype(np.int64)  # by torch's threads it would take turns with the processes that read
-        return Batch(torch.from_numpy(clips), torch.tensor(positions, dtype=torch.int64))
+        actions = None if self._actions is None else self._actions.of(findings.clips, self._clip_frames)
+        return Batch(torch.from_numpy(clips), torch.tensor(positions, dtype=torch.int64), actions)
 
     def close(self) -> None:
         """Ends what reads ahead; iterating again goes on after the last complete global batch."""

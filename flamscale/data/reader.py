@@ -44,6 +44,8 @@ class Findings:
     """Samples read, good or bad."""
     bad: dict[SampleId, str] = field(default_factory=dict)
     """Damaged ones, with what is wrong."""
+    clips: list[Clip] = field(default_factory=list)
+    """Where each clip that came of it lies."""
 
 
 class ClipReader:
@@ -128,9 +130,9 @@ class ClipReader:
         """
         findings = Findings()
         candidates = [iter(entry) for entry in wanted]
-        clips: dict[int, np.ndarray] = {}
-        while len(clips) < len(wanted):
-            chosen = {i: self._next_sound(candidates[i], findings) for i in range(len(wanted)) if i not in clips}
+        read: dict[int, tuple[Clip, np.ndarray]] = {}
+        while len(read) < len(wanted):
+            chosen = {i: self._next_sound(candidates[i], findings) for i in range(len(wanted)) if i not in read}
             samples = {(clip.shard, clip.sample) for clip in chosen.values()}
             findings.tried.update(samples)
             contents = self._request(samples)
@@ -142,8 +144,9 @@ class ClipReader:
                     self._bad.add((clip.shard, clip.sample))
                     findings.bad[clip.shard, clip.sample] = str(result)
                 else:
-                    clips[i] = result
-        return [clips[i] for i in range(len(wanted))], findings
+                    read[i] = clip, result
+        findings.clips.extend(read[i][0] for i in range(len(wanted)))
+        return [read[i][1] for i in range(len(wanted))], findings
 
     def want(self, shards: Iterable[int]) -> None:
         """Names the shards read next, so that the shard cache, if any, gets copies of those in an object store."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from flamscale.data.clips import Clip, ClipSpace
 from flamscale.data.mixture import Mixture
-from flamscale.data.ranges import SampleId
 from flamscale.data.reader import ClipReader
 from flamscale.errors import DataError
 
@@ -68,14 +67,11 @@ def read_spread(data: Mixture, space: ClipSpace, count: int) -> tuple[UInt8[Tens
     reader = ClipReader(space, content=data.content, frame_shape=data.frame_shape)
     frames: list[np.ndarray] = []
     places: list[Clip] = []
-    bad: set[SampleId] = set()
     try:
         for number in ((np.arange(min(count, total)) * total) // min(count, total)).tolist():
             read, findings = reader.read([_from(number, total)])
             frames += read
-            bad.update(findings.bad)
-            tried = map(space.clip, _from(number, total))
-            places.append(next(clip for clip in tried if (clip.shard, clip.sample) not in bad))
+            places += findings.clips
     finally:
         reader.close()
     return torch.from_numpy(np.stack(frames)), places

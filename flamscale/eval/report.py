@@ -86,9 +86,12 @@ def report_text(result: Mapping[str, Any], *, settings: Mapping[str, Any], comma
 def rollout_table(result: Mapping[str, Any]) -> str:
     """Returns the Markdown table of the rollout beside its baselines."""
     rollout = result["rollout"]
+    model, source = "FLAM", "actions inferred from the true frames"
+    if rollout.get("actions") == "true":
+        model, source = "model", "given the true actions"
     kinds = {
-        "**FLAM, actions inferred from the true frames**": (rollout, ""),
-        "FLAM, another clip's actions": (rollout, "shuffled_actions_"),
+        f"**{model}, {source}**": (rollout, ""),
+        f"{model}, another clip's actions": (rollout, "shuffled_actions_"),
         "copy of the last context frame": (rollout, "copy_last_"),
         "median training frame": (rollout, "median_frame_"),
         "tokenizer's reconstruction of the same frames": (result["tokenizer"], ""),

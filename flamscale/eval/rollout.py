@@ -1,7 +1,8 @@
 """Rollouts on held-out clips: tokenizer, FLAM and true clips in; a dict of numbers and the frames of a few clips out.
 
-The latent actions are inferred from the true clip (`Flam.infer_actions`); the prediction sees the context frames and
-these actions alone, and every predicted frame is quantised before it is fed back (Section 4.3, arXiv 2602.16229).
+The latent actions are inferred from the true clip (`Flam.infer_actions`), or stand for its true actions; the prediction
+sees the context frames and these alone, and every predicted frame is quantised before it is fed back (Section 4.3,
+arXiv 2602.16229).
 """
 
 import math
@@ -60,6 +61,7 @@ def evaluate_rollouts(
     clips: UInt8[Tensor, "M T H W 3"],
     median_frame: UInt8[Tensor, "H W 3"],
     config: EvaluationConfig,
+    true_actions: Int[Tensor, "M L E"] | None = None,
 ) -> RolloutEvaluation:
     """Rolls FLAM out on held-out clips and scores it beside its baselines and the tokenizer's own reconstruction.
 
@@ -68,6 +70,7 @@ def evaluate_rollouts(
         clips: M >= 2 true clips of T = context_frames + rollout_steps frames.
         median_frame: per-pixel median of training frames: the scene without its moving parts.
         config: context, horizon, and how many clips to picture.
+        true_actions: those of the clips, for a model that takes them and infers none.
 
     Raises:
         DataError: fewer than two clips, or clips of another length.
@@ -77,7 +80,7 @@ def evaluate_rollouts(
     networks = MeasuringNetworks.load(config, clips.shape[2], device_of(flam))
     fvd = FvdScores(networks.i3d) if networks.i3d else None
     with evaluation_mode(tokenizer, flam):
-        indices, actions, factors = _infer(tokenizer, flam, clips, config)
+        indices, actions, factors = _infer(tokenizer, flam, clips, config, true_actions)
         # Another clip's actions for every clip. Half the clips away, since neighbours may overlap in time.
         shuffled = actions.roll(len(clips) // 2, dims=0)
         names = ("prediction", "shuffled", "copy_last", "median_frame", "tokenizer")
@@ -100,7 +103,8 @@ def evaluate_rollouts(
             predictions.append(images["prediction"][chosen].cpu())
             masks.append(rollout.masks[chosen].cpu())
     result = {
-        "rollout": _rollout_result(scores, mean(moving_shares), len(clips), config),
+        "rollout": _rollout_result(scores, mean(moving_shares), len(clips), config)
+        | {"actions": "inferred" if true_actions is None else "true"},
         "tokenizer": scores["tokenizer"].means() | _codebook_result(indices, tokenizer.fsq.codebook_size),
         "factors": factors,
         "timings": {},
@@ -130,7 +134,7 @@ def _check_clips(clips: Tensor, config: EvaluationConfig) -> None:
 
 
 def _infer(
-    tokenizer: Tokenizer, flam: WorldModel, clips: Tensor, config: EvaluationConfig
+    tokenizer: Tokenizer, flam: WorldModel, clips: Tensor, config: EvaluationConfig, true_actions: Tensor | None
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Returns the true clips' codebook indices [M, T, N] and latent actions [M, T-1, K, A], and the factor measures."""
     indices, actions, kl, masks_mean, entropy, codes = [], [], [], [], [], []
@@ -138,8 +142,9 @@ def _infer(
         frames = clips[batch].to(device_of(flam))
         indices.append(tokenizer.encode(to_images(frames)).unflatten(0, frames.shape[:2]))
         features = tokenizer.lookup(indices[-1])
-        output = flam(features)
-        actions.append(flam.infer_actions(features))
+        given = None if true_actions is None else true_actions[batch].to(frames.device)
+        output = flam(features, actions=given)
+        actions.append(flam.infer_actions(features) if given is None else output.actions)
         if output.action_codes is not None:
             codes.append(output.action_codes)
         kl.append(output.kl.double().mean(dim=1).cpu())  # [B, K]

@@ -1,4 +1,4 @@
-"""Bottlenecks of latent actions: what the IDM says of a step in, the action that the FDM gets out."""
+"""Actions of the scene or its slots: what the IDM says of a step, or its true actions, in; what the FDM gets, out."""
 
 import math
 from dataclasses import dataclass
@@ -66,8 +66,24 @@ class QuantizedBottleneck(nn.Module):
         return self.action(self.fsq.codes(codes).to(self.action.weight))
 
 
+class TrueActionEmbedding(nn.Module):
+    """In place of a bottleneck: a vector for each agent and what it does, and their sum for a step; KL is 0."""
+
+    def __init__(self, num_agents: int, num_agent_actions: int, action_width: int) -> None:
+        super().__init__()
+        self.num_agent_actions = num_agent_actions
+        self.vectors = nn.Embedding(num_agents * num_agent_actions, action_width)
+
+    def forward(self, actions: Int[Tensor, "B L E"]) -> LatentActions:
+        first = self.num_agent_actions * torch.arange(actions.shape[2], device=actions.device)  # of each agent's rows
+        vectors = self.vectors(actions + first).sum(dim=2, keepdim=True)  # [B, L, 1, A]
+        return LatentActions(vectors, None, vectors, torch.zeros_like(vectors[..., 0]))
+
+
 def build_bottleneck(config: WorldModelConfig) -> nn.Module:
     """Returns the bottleneck of the actions that `config` asks for."""
+    if config.action == "true":
+        return TrueActionEmbedding(config.num_agents, config.num_agent_actions, config.action_width)
     if config.action == "quantized":
         return QuantizedBottleneck(config.action_levels, config.action_width)
     return GaussianBottleneck()

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, Int64, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
@@ -28,10 +28,10 @@ from flamscale.models.world_model import WorldModel, WorldModelOutput
 
 @dataclass(frozen=True)
 class PredictedVideo:
-    """S predicted frames, the L = T - 1 latent actions used, and the slot masks of all T = T0 + S frames."""
+    """S predicted frames, the L = T - 1 actions used, and the slot masks of all T = T0 + S frames."""
 
     frames: UInt8[Tensor, "B S H W 3"]
-    actions: Float[Tensor, "B L K A"]
+    actions: Float[Tensor, "B L K A"] | Int[Tensor, "B L E"]
     masks: Float[Tensor, "B T K N"]
 
 
@@ -106,9 +106,14 @@ class FlamForWorldModeling(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
         write_model_card(Path(save_directory), self, result)
 
-    def forward(self, frames: UInt8[Tensor, "B T H W 3"]) -> WorldModelOutput:
-        """Returns slots, masks, latent actions and one-step predictions of a clip, actions at their posterior mean."""
-        return self.flam(self.encode(frames))
+    def forward(
+        self, frames: UInt8[Tensor, "B T H W 3"], actions: Int[Tensor, "B T-1 E"] | None = None
+    ) -> WorldModelOutput:
+        """Returns slots, masks, latent actions and one-step predictions of a clip, actions at their posterior mean.
+
+        A model of true actions needs those of E agents; raises ConfigError where they are missing or do not fit.
+        """
+        return self.flam(self.encode(frames), actions=None if actions is None else self._check_true(actions))
 
     def encode(self, frames: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B T N C"]:
         """Returns the tokenizer's quantised features of frames."""
@@ -125,18 +130,23 @@ class FlamForWorldModeling(PreTrainedModel):
         return self.flam.infer_actions(self.encode(frames))
 
     def rollout(
-        self, frames: UInt8[Tensor, "B T H W 3"], actions: Float[Tensor, "B L K A"] | None = None, *, steps: int
+        self,
+        frames: UInt8[Tensor, "B T H W 3"],
+        actions: Float[Tensor, "B L K A"] | Int[Tensor, "B L E"] | None = None,
+        *,
+        steps: int,
     ) -> PredictedVideo:
         """Predicts `steps` frames, each fed back for the next (Section 4.3, arXiv 2602.16229).
 
         Args:
             frames: the context, T0 frames, where actions are given; else the context and the `steps` true frames after
                 it, from which the actions are inferred and which the prediction does not see.
-            actions: L = T0 + steps - 1 latent actions; actions[:, t] leads from frame t to t + 1.
+            actions: L = T0 + steps - 1 latent actions; actions[:, t] leads from frame t to t + 1. A model of true
+                actions needs those of E agents.
             steps: frames S to predict.
 
         Raises:
-            ConfigError: frames and actions are not as many as `steps` needs.
+            ConfigError: frames and actions are not as many as `steps` needs, or the model takes other actions.
         """
         num_context = frames.shape[1] - steps if actions is None else frames.shape[1]
         if steps < 1 or num_context < 1:
@@ -152,8 +162,21 @@ class FlamForWorldModeling(PreTrainedModel):
                 f"rollout of {steps} steps from {num_context} frames needs {num_context + steps - 1} actions, "
                 f"got {actions.shape[1]}."
             )
-        rollout = self.flam.rollout(features[:, :num_context], actions, self.tokenizer.quantize)
+        latent = actions if actions.is_floating_point() else self.flam.embed(self._check_true(actions)).sample
+        rollout = self.flam.rollout(features[:, :num_context], latent, self.tokenizer.quantize)
         return PredictedVideo(self.decode(rollout.features), actions, rollout.masks)
+
+    def _check_true(self, actions: Int[Tensor, "B L E"]) -> Int64[Tensor, "B L E"]:
+        """Returns true actions on the model's device; raises ConfigError unless it can take them."""
+        config = self.flam.config
+        if config.action == "true":
+            num_agents, values = actions.shape[2], actions.unique().tolist()
+            if num_agents != config.num_agents or not 0 <= values[0] <= values[-1] < config.num_agent_actions:
+                raise ConfigError(
+                    f"Expected true actions of {config.num_agents} agents from 0 to {config.num_agent_actions - 1}, "
+                    f"got those of {num_agents} from {values[0]} to {values[-1]}; pass them as the labels have them."
+                )
+        return actions.to(self.device, torch.int64)
 
 
 def write_model_card(folder: Path, model: FlamForWorldModeling, result: dict[str, Any] | None = None) -> None:

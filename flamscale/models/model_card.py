@@ -16,13 +16,13 @@ tags:
 
 # {title}
 
-Pretrained on video without action labels. {description}
+{description}
 
 | | |
 |---|---|
 | frames | {tokenizer.image_size} x {tokenizer.image_size} RGB |
 | tokens a frame | {tokenizer.num_tokens}, FSQ levels {tokenizer.fsq_levels} |
-| latent actions of one step | {flam.num_actions} of {flam.action_width} channels |
+| actions of one step | {flam.num_actions} of {flam.action_width} channels |
 | parameters, tokenizer included | {num_parameters:,} |
 
 ## Use
@@ -34,11 +34,7 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained("path/to/this/folder").eval()
 frames = ...  # uint8 [clips, frames, {tokenizer.image_size}, {tokenizer.image_size}, 3]
 
-actions = model.infer_actions(frames)  # [clips, frames - 1, {flam.num_actions}, {flam.action_width}]
-video = model.rollout(frames, steps=10)  # predicts the last 10 frames from those before, with inferred actions
-video.frames, video.masks
-actions[:, :, 0] = actions[:, :, 0].flip(0)  # or choose the {whose} actions: here another clip's
-video = model.rollout(frames[:, :-10], actions, steps=10)
+{use}
 ```
 
 The weights are safetensors; nothing is unpickled, no code is downloaded.
@@ -49,24 +45,40 @@ The weights are safetensors; nothing is unpickled, no code is downloaded.
 
 ## Limits
 
-It predicts scenes like those it was trained on. Latent actions have no names: what an action does, and to what, is to
-be read off its effect.
+It predicts scenes like those it was trained on.{unnamed}
 
 ## Licence
 
 Apache-2.0.
 """
 
+_INFERRED = """actions = model.infer_actions(frames)  # [clips, frames - 1, {flam.num_actions}, {flam.action_width}]
+video = model.rollout(frames, steps=10)  # predicts the last 10 frames from those before, with inferred actions
+video.frames, video.masks
+actions[:, :, 0] = actions[:, :, 0].flip(0)  # or choose the {whose} actions: here another clip's
+video = model.rollout(frames[:, :-10], actions, steps=10)"""
+_UNNAMED = """ Latent actions have no names: what an action does, and to what, is to
+be read off its effect."""
+_GIVEN = """actions = ...  # true ones [clips, frames - 1, {flam.num_agents} agents], 0 to {flam.num_agent_actions} - 1
+video = model.rollout(frames[:, :-10], actions, steps=10)  # predicts the last 10 frames from those before
+video.frames"""
+
 _FLAM = (
-    "A tokenizer turns frames into tokens, a factorizer splits every frame into {flam.num_slots} slots, an inverse "
-    "dynamics model infers one latent action a slot between two frames, and a forward dynamics model predicts the next "
-    "frame from them (*Factored Latent Action World Models*, arXiv 2602.16229)."
+    "Pretrained on video without action labels. A tokenizer turns frames into tokens, a factorizer splits every frame "
+    "into {flam.num_slots} slots, an inverse dynamics model infers one latent action a slot between two frames, and a "
+    "forward dynamics model predicts the next frame from them (*Factored Latent Action World Models*, arXiv "
+    "2602.16229)."
 )
 _ABLATION = " Beside FLAM it differs in: {changes}."
 _MONOLITHIC = (
-    "A baseline of FLAM (arXiv 2602.16229). A tokenizer turns frames into tokens, an inverse dynamics model infers one "
-    "{flam.action} latent action for the whole scene between two frames, and a forward dynamics model predicts the "
-    "next frame from it."
+    "Pretrained on video without action labels. A baseline of FLAM (arXiv 2602.16229). A tokenizer turns frames into "
+    "tokens, an inverse dynamics model infers one {flam.action} latent action for the whole scene between two frames, "
+    "and a forward dynamics model predicts the next frame from it."
+)
+_TRUE = (
+    "A baseline of FLAM (arXiv 2602.16229), trained on video and the true actions of {flam.num_agents} agents. A "
+    "tokenizer turns frames into tokens, and a forward dynamics model predicts the next frame from them and the "
+    "agents' actions."
 )
 _ABLATED = ("binding", "coupling", "slots_learn_from", "action")
 
@@ -75,30 +87,35 @@ def model_card(
     tokenizer: TokenizerConfig, flam: WorldModelConfig, num_parameters: int, result: dict[str, Any] | None
 ) -> str:
     """Returns the text of the model card."""
+    use, whose, unnamed, source = _INFERRED, "scene's", _UNNAMED, "inferred from the true frames"
     if isinstance(flam, FlamConfig):
         title, description, whose = "FLAM: a factored latent action world model", _FLAM, "first slot's"
         changes = [
             f"{name} {getattr(flam, name)}" for name in _ABLATED if getattr(flam, name) != getattr(FlamConfig, name)
         ]
         description += _ABLATION.format(changes=", ".join(changes)) if changes else ""
+    elif flam.action == "true":
+        title, description = "A world model given true actions", _TRUE
+        use, unnamed, source = _GIVEN, "", "as they truly were"
     else:
-        title, description, whose = "A monolithic latent action world model", _MONOLITHIC, "scene's"
+        title, description = "A monolithic latent action world model", _MONOLITHIC
     return _TEXT.format(
         title=title,
         description=description.format(flam=flam),
         tokenizer=tokenizer,
         flam=flam,
-        whose=whose,
+        use=use.format(flam=flam, whose=whose),
+        unnamed=unnamed,
         num_parameters=num_parameters,
-        numbers=_numbers(result) if result else "Not evaluated yet.",
+        numbers=_numbers(result, source) if result else "Not evaluated yet.",
     )
 
 
-def _numbers(result: dict[str, Any]) -> str:
+def _numbers(result: dict[str, Any], source: str) -> str:
     rollout, tokenizer = result["rollout"], result["tokenizer"]
     return (
         f"{rollout['rollout_steps']}-step prediction of {rollout['num_clips']} held-out clips from "
-        f"{rollout['context_frames']} frames, actions inferred from the true frames:\n\n"
+        f"{rollout['context_frames']} frames, actions {source}:\n\n"
         "| | PSNR (dB) |\n|---|---:|\n"
         f"| this model | {rollout['psnr']:.2f} (SSIM {rollout['ssim']:.3f}) |\n"
         f"| with another clip's actions | {rollout['shuffled_actions_psnr']:.2f} |\n"

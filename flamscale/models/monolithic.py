@@ -1,10 +1,11 @@
-"""Monolithic latent action models: features of a clip in; one latent action a step and predicted features out."""
+"""Monolithic action models: features of a clip in; one action a step for the whole scene and predicted features out."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flamscale.config import MonolithicConfig, TokenizerConfig
+from flamscale.errors import ConfigError
 from flamscale.models.actions import LatentActions, build_bottleneck
 from flamscale.models.blocks import Mlp, grid_embedding
 from flamscale.models.fdm import ForwardDynamics
@@ -29,7 +30,7 @@ class ActionPool(nn.Module):
 
 
 class Monolithic(WorldModel):
-    """One latent action a step for the whole scene: the latent action models of AdaWorld and Genie, on FLAM's terms.
+    """One action a step for the whole scene: the latent action models of AdaWorld and Genie, on FLAM's terms.
 
     FLAM's own IDM and FDM blocks in their global form, over the N tokens in place of K slots: spatial attention among
     all tokens, then causal attention of every token over its past, as in a spatio-temporal transformer. The action is
@@ -40,6 +41,9 @@ class Monolithic(WorldModel):
     (Genie's sees all before them too); the FDM sees the frames before as well, where AdaWorld's decoder sees one; and
     the FDM, which regresses the next features, is the world model, where Genie trains a MaskGIT and AdaWorld a
     diffusion model beside it.
+
+    With true actions in place of inferred ones there is no IDM: the world model "given the true actions" that FLAM is
+    compared with (Section 5, arXiv 2602.16229).
     """
 
     def __init__(self, config: MonolithicConfig, tokenizer: TokenizerConfig) -> None:
@@ -47,7 +51,7 @@ class Monolithic(WorldModel):
         self.config: MonolithicConfig = config
         self.input = nn.Linear(tokenizer.feature_channels, config.width)
         self.position = nn.Parameter(grid_embedding(tokenizer.num_tokens, config.width))
-        self.idm = InverseDynamics(config, pool=ActionPool(config))
+        self.idm = InverseDynamics(config, pool=ActionPool(config)) if config.action != "true" else None
         self.fdm = ForwardDynamics(config)
         self.norm = nn.LayerNorm(config.width)
         self.output = nn.Linear(config.width, tokenizer.feature_channels)
@@ -63,8 +67,17 @@ class Monolithic(WorldModel):
         next_states: Float[Tensor, "B L N D"],
         noise: Float[Tensor, "B L 1 A"] | None = None,
     ) -> LatentActions:
-        """Returns the latent action of every step."""
+        """Returns the latent action of every step; raises ConfigError in a model of true actions."""
+        if self.idm is None:
+            raise ConfigError(
+                f"This model takes true actions and infers none from frames: pass actions, integers [B, T - 1, "
+                f"{self.config.num_agents}], or choose another model."
+            )
         return self.bottleneck(*self.idm(states, next_states), noise)
+
+    def embed(self, actions: Int[Tensor, "B L E"]) -> LatentActions:
+        """Returns what true actions are to the FDM; raises ConfigError in a model that infers its actions."""
+        return super().embed(actions) if self.idm is not None else self.bottleneck(actions)
 
     def predict(
         self,

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flamscale.config import WorldModelConfig
+from flamscale.errors import ConfigError
 from flamscale.models.actions import LatentActions
 
 
@@ -21,7 +22,8 @@ class WorldModelOutput:
             the clip is too short for that depth, the deepest prediction there is.
         slots: slots of every frame; the tokens, in a model without slots.
         masks: how each token is shared among the slots (sum 1 over K); 1 in a model without slots.
-        action_mean: the latent actions' posterior mean, or the code; action_mean[:, t] leads from frame t to t + 1.
+        action_mean: the latent actions' posterior mean, the code, or what stands for true actions; action_mean[:, t]
+            leads from frame t to t + 1.
         action_log_var: the posterior's log-variance; None unless it is Gaussian.
         actions: the sample that was used (the mean where no noise was given).
         kl: KL of each action's posterior to its prior (nats).
@@ -47,7 +49,7 @@ class Rollout:
 
 
 class WorldModel(nn.Module):
-    """Predicts a clip's features from inferred latent actions; a subclass says what a frame's state is.
+    """Predicts a clip's features from inferred or true actions; a subclass says what a frame's state is.
 
     FLAM's state is the slots, a monolithic model's the tokens.
     """
@@ -67,6 +69,13 @@ class WorldModel(nn.Module):
     ) -> LatentActions:
         """Returns the latent actions that lead from `states` to `next_states`; without noise, at their means."""
 
+    def embed(self, actions: Int[Tensor, "B L E"]) -> LatentActions:
+        """Returns what true actions are to a model that takes them; raises ConfigError in any other."""
+        raise ConfigError(
+            "This model infers its actions from frames and takes no true ones: leave them out, or choose one trained "
+            "with --model true-actions."
+        )
+
     @abstractmethod
     def predict(
         self,
@@ -84,6 +93,7 @@ class WorldModel(nn.Module):
         features: Float[Tensor, "B T N C"],
         noise: Float[Tensor, "B T-1 K A"] | None = None,
         predict_steps: int = 1,
+        actions: Int[Tensor, "B T-1 E"] | None = None,
     ) -> WorldModelOutput:
         """Infers the latent actions of a clip and predicts its frames 1 to T - 1, up to `predict_steps` ahead.
 
@@ -92,9 +102,10 @@ class WorldModel(nn.Module):
             noise: standard normal draws of the reparameterised sample; None uses the posterior mean.
             predict_steps: prediction depth P. Depth 1 predicts every frame from the true ones before it (teacher
                 forcing); depth p + 1 repeats that, for all frames at once, on the predictions of depth p.
+            actions: true actions of E agents, for a model that takes them and infers none.
         """
         slots, masks = self.encode(features)  # Eq. 2-3
-        latent = self.infer(slots[:, :-1], slots[:, 1:], noise)  # Eq. 4
+        latent = self.infer(slots[:, :-1], slots[:, 1:], noise) if actions is None else self.embed(actions)  # Eq. 4
 
         predictions = [self.predict(features[:, :-1], slots[:, :-1], latent.sample)]
         for _ in range(1, predict_steps):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from flamscale.config import FlamStageConfig, TokenizerStageConfig
@@ -71,9 +71,13 @@ class FlamObjective(nn.Module):
         self.config = config
 
     def forward(
-        self, features: Float[Tensor, "B T N C"], noise: Float[Tensor, "B T-1 K A"], beta: Float[Tensor, ""]
+        self,
+        features: Float[Tensor, "B T N C"],
+        noise: Float[Tensor, "B T-1 K A"],
+        beta: Float[Tensor, ""],
+        actions: Int[Tensor, "B T-1 E"] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        output = self.flam(features, noise, self.config.predict_steps)
+        output = self.flam(features, noise, self.config.predict_steps, actions)
         target = features[:, 1:]
         errors = [
             (predicted[:, depth:] - target[:, depth:]).square().mean()  # frames that lie at least depth + 1 ahead
@@ -105,7 +109,10 @@ class FlamObjective(nn.Module):
 
 
 class FlamInputs:
-    """Turns a batch of frames or codebook indices into the arguments of `FlamObjective`: features, noise, beta."""
+    """Turns a batch of frames or codebook indices into the arguments of `FlamObjective`: features, noise, beta.
+
+    And true actions, where the batch carries them.
+    """
 
     def __init__(
         self, tokenizer: Tokenizer, flam: WorldModel, config: FlamStageConfig, seed: int, device: torch.device
@@ -119,11 +126,12 @@ class FlamInputs:
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
         progress = (step - self.config.beta_warmup_start) / self.config.beta_warmup_steps
         beta = self.config.beta * min(max(progress, 0.0), 1.0)
-        return {
+        inputs = {
             "features": self.tokenizer.lookup(self.indices(batch.video.to(self.device))),
             "noise": self.noise(batch.positions).to(self.device),
             "beta": torch.tensor(beta, device=self.device),
         }
+        return inputs if batch.actions is None else inputs | {"actions": batch.actions.to(self.device)}
 
     def indices(self, video: Tensor) -> Tensor:
         """Codebook indices [B, T, N] of frames [B, T, H, W, 3], or of indices as they are."""

@@ -67,11 +67,14 @@ def empty_inputs(config: PretrainConfig, stage: Stage, num_clips: int) -> dict[s
     if stage == "tokenizer":
         size, num_images = tokenizer.image_size, num_clips * num_frames
         return {"images": torch.empty(num_images, 3, size, size), "weights": torch.empty(num_images, 1, size, size)}
-    return {
+    inputs = {
         "features": torch.empty(num_clips, num_frames, tokenizer.num_tokens, tokenizer.feature_channels),
         "noise": torch.empty(num_clips, num_frames - 1, model.num_actions, model.action_width),
         "beta": torch.empty(()),
     }
+    if model.action == "true":
+        inputs["actions"] = torch.zeros(num_clips, num_frames - 1, model.num_agents, dtype=torch.int64)
+    return inputs
 
 
 def stage_size(config: PretrainConfig, stage: Stage) -> StageSize:

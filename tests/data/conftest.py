@@ -14,10 +14,10 @@ from flamscale.data.shards import ShardWriter
 
 
 def _episode(index: int, num_frames: int, split: str) -> Episode:
-    """Frame f of episode e is one colour: (e, f, 7)."""
+    """Frame f of episode e is one colour: (e, f, 7); the true actions of its two agents that follow are e and f."""
     frames = np.empty((num_frames, 16, 16, 3), dtype=np.uint8)
     frames[..., 0], frames[..., 1], frames[..., 2] = index, np.arange(num_frames)[:, None, None], 7
-    labels = {"actions": np.full((num_frames - 1, 2), index)}
+    labels = {"actions": np.stack([np.full(num_frames - 1, index), np.arange(num_frames - 1)], axis=1)}
     return Episode(key=f"e{index:03d}", split=split, frames=frames, fps=10.0, labels=labels, info={"number": index})
 
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from flamscale.config import MonolithicConfig
+from flamscale.errors import ConfigError
 from flamscale.models.actions import QuantizedBottleneck
 from tests.models.test_flam import changed, gradients, random
-from tests.small_models import MONOLITHIC, small_monolithic
+from tests.small_models import MONOLITHIC, TRUE_ACTIONS, small_flam, small_monolithic
 
 B, T, N, C, D, A = 2, 5, 9, 8, 16, 4
 QUANTIZED = replace(MONOLITHIC, action="quantized", action_levels=(4, 3))
@@ -103,3 +104,76 @@ def test_a_quantised_action_is_one_of_the_codes_and_tells_at_most_log_v_nats() -
 def test_noise_does_not_move_a_quantised_action(features: Tensor, noise: Tensor) -> None:
     model = small_monolithic(QUANTIZED)
     assert_close(model(features, noise).actions, model(features).actions)
+
+
+@pytest.fixture
+def true_actions() -> Tensor:
+    return torch.randint(3, (B, T - 1, 2), generator=torch.Generator().manual_seed(0))
+
+
+def test_a_true_action_tells_who_does_what(true_actions: Tensor) -> None:
+    embed = small_monolithic(TRUE_ACTIONS).embed
+    swapped, vectors = embed(true_actions.flip(2)).sample, embed(true_actions).sample
+    assert vectors.shape == (B, T - 1, 1, A)
+    is_same = (true_actions[..., 0] == true_actions[..., 1])[..., None]
+    assert torch.equal((swapped == vectors).all(dim=-1), is_same)
+    joint = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    assert torch.pdist(embed(joint[None]).sample[0, :, 0]).min() > 0
+
+
+def test_a_true_action_moves_every_token_from_the_next_frame_on(features: Tensor, true_actions: Tensor) -> None:
+    model = small_monolithic(TRUE_ACTIONS)
+    for step in range(T - 1):
+        other = true_actions.clone()
+        other[:, step, 1] = (other[:, step, 1] + 1) % 3
+        before, after = model(features, None, 3, true_actions), model(features, None, 3, other)
+        moved = changed(before.predictions, after.predictions, dims=(0, 2, 3))
+        assert not moved[:, :step].any()
+        assert moved[:, step:].all()
+
+
+def test_with_true_actions_nothing_is_inferred(features: Tensor, true_actions: Tensor) -> None:
+    model = small_monolithic(TRUE_ACTIONS)
+    output = model(features, None, 2, true_actions)
+    assert output.kl.tolist() == [[[0.0]] * (T - 1)] * B
+    assert output.action_log_var is None
+    for infer in (model, model.infer_actions):
+        with pytest.raises(
+            ConfigError, match=r"takes true actions and infers none .*: pass actions, integers \[B, T - 1"
+        ):
+            infer(features)
+
+
+def test_a_model_that_infers_its_actions_takes_no_true_ones(features: Tensor, true_actions: Tensor) -> None:
+    for model in (small_monolithic(), small_flam()):
+        with pytest.raises(ConfigError, match="infers its actions from frames and takes no true ones: leave them out"):
+            model(features, None, 1, true_actions)
+
+
+def test_a_rollout_of_true_actions_begins_with_the_teacher_forced_prediction(
+    features: Tensor, true_actions: Tensor
+) -> None:
+    model = small_monolithic(TRUE_ACTIONS)
+    output = model(features, actions=true_actions)
+    rollout = model.rollout(features[:, :2], output.actions, lambda x: x)
+    assert_close(rollout.features[:, 0], output.predictions[0, :, 1])
+
+
+def test_every_parameter_of_a_model_of_true_actions_has_a_gradient(features: Tensor) -> None:
+    model = small_monolithic(TRUE_ACTIONS)
+    all_values = torch.arange(B * (T - 1) * 2).view(B, T - 1, 2) // 2 % 3
+    model(features, None, 2, all_values).predictions.square().sum().backward()
+    assert [name for name, parameter in model.named_parameters() if not parameter.grad.norm() > 0] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_agents": 2}, "num-agents 2 cannot take effect where actions are inferred; leave it out"),
+        ({"action": "true", "num_agent_actions": 3}, "num-agents must be at least 1 for true actions, got 0"),
+        ({"action": "true", "num_agents": 2}, "num-agent-actions must be at least 1 for true actions, got 0"),
+    ],
+)
+def test_settings_of_true_actions_stand_together_or_are_refused(changes: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        replace(MONOLITHIC, **changes)
