@@ -19,7 +19,7 @@ class Episode:
         split: train, validation or test; empty where it follows from all episodes that are kept.
         frames: uint8 [F, H, W, 3], RGB.
         fps: frames a second.
-        labels: arrays kept for evaluation, never for training (actions, positions).
+        labels: arrays kept for evaluation (actions, positions); only the baseline of true actions trains on any.
         info: what else is worth keeping beside the video, as JSON values.
     """
 

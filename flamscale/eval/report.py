@@ -87,7 +87,7 @@ def rollout_table(result: Mapping[str, Any]) -> str:
     """Returns the Markdown table of the rollout beside its baselines."""
     rollout = result["rollout"]
     model, source = "FLAM", "actions inferred from the true frames"
-    if rollout.get("actions") == "true":
+    if rollout.get("true_actions"):
         model, source = "model", "given the true actions"
     kinds = {
         f"**{model}, {source}**": (rollout, ""),

@@ -104,7 +104,7 @@ def evaluate_rollouts(
             masks.append(rollout.masks[chosen].cpu())
     result = {
         "rollout": _rollout_result(scores, mean(moving_shares), len(clips), config)
-        | {"actions": "inferred" if true_actions is None else "true"},
+        | {"true_actions": true_actions is not None},
         "tokenizer": scores["tokenizer"].means() | _codebook_result(indices, tokenizer.fsq.codebook_size),
         "factors": factors,
         "timings": {},

@@ -17,10 +17,12 @@ from flamscale.eval.rollout import RolloutEvaluation, evaluate_rollouts
 from flamscale.models.flam import Flam
 from flamscale.models.i3d import I3d
 from flamscale.models.lpips import Lpips
+from flamscale.models.monolithic import Monolithic
 from flamscale.models.tokenizer import Tokenizer, to_images
 from flamscale.models.world_model import Rollout
+from tests.small_models import TRUE_ACTIONS
 
-from .conftest import EVALUATION
+from .conftest import EVALUATION, TOKENIZER
 
 
 def test_the_result_has_the_promised_numbers_and_is_json(evaluation: RolloutEvaluation) -> None:
@@ -73,6 +75,26 @@ def test_the_model_sees_context_and_actions_alone_and_every_clip_also_gets_anoth
     torch.testing.assert_close(own, flam.infer_actions(tokenizer.lookup(_indices(tokenizer, clips))))
     assert all((other[clip] != own[clip]).any() for clip in range(5))
     assert sorted(other.sum(dim=(1, 2, 3)).tolist()) == pytest.approx(sorted(own.sum(dim=(1, 2, 3)).tolist()))
+
+
+def test_a_model_of_true_actions_gets_the_clips_own_and_another_ones(
+    models: tuple[Tokenizer, Flam], clips: Tensor, median_frame: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, model = models[0], Monolithic(TRUE_ACTIONS, TOKENIZER)
+    true_actions = torch.tensor([[[clip % 3, step % 3] for step in range(4)] for clip in range(5)])
+    used: list[Tensor] = []
+
+    def recorded(context: Tensor, actions: Tensor, quantize: Any) -> Rollout:
+        used.append(actions)
+        return Monolithic.rollout(model, context, actions, quantize)
+
+    monkeypatch.setattr(model, "rollout", recorded)
+    result = evaluate_rollouts(tokenizer, model, clips, median_frame, EVALUATION, true_actions).result
+    own, others = torch.cat(used[::2]), torch.cat(used[1::2])
+    torch.testing.assert_close(own, model.embed(true_actions).sample)
+    torch.testing.assert_close(others, model.embed(true_actions.roll(2, dims=0)).sample)
+    assert result["factors"]["kl"] == [0.0]
+    assert "**model, given the true actions**" in rollout_table(result)
 
 
 def test_clips_in_which_nothing_moves_have_no_moving_psnr(

@@ -17,7 +17,9 @@ from flamscale.config import FlamConfig, TokenizerConfig
 from flamscale.errors import CheckpointError, ConfigError
 from flamscale.models.flam import Flam
 from flamscale.models.huggingface import FlamForWorldModeling
+from flamscale.models.monolithic import Monolithic
 from flamscale.models.tokenizer import Tokenizer
+from tests.small_models import TRUE_ACTIONS
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = TokenizerConfig(
@@ -135,6 +137,55 @@ def test_a_rollout_refuses_counts_that_do_not_fit(model: FlamForWorldModeling, f
         model.rollout(frames, steps=5)
     with pytest.raises(ConfigError, match=r"3 steps from 2 frames needs 4 actions, got 3"):
         model.rollout(frames[:, :2], torch.zeros(2, 3, 3, 4), steps=3)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> FlamForWorldModeling:
+    """A loaded model of the true actions of two agents, each of 3 values."""
+    folder = tmp_path_factory.mktemp("given")
+    torch.manual_seed(0)
+    FlamForWorldModeling.from_modules(Tokenizer(TOKENIZER), Monolithic(TRUE_ACTIONS, TOKENIZER)).save_pretrained(folder)
+    card = (folder / "README.md").read_text()
+    assert "trained on video and the true actions of 2 agents" in card
+    assert "infer" not in card
+    return FlamForWorldModeling.from_pretrained(folder)
+
+
+def test_a_model_of_true_actions_rolls_out_what_agents_do(given: FlamForWorldModeling, frames: Tensor) -> None:
+    actions = torch.tensor([[[0, 2], [1, 1], [2, 0], [0, 0]]] * 2, dtype=torch.int8)
+    video = given.rollout(frames[:, :2], actions, steps=3)
+    assert torch.equal(video.actions, actions)
+    features = given.encode(frames[:, :2])
+    expected = given.flam.rollout(features, given.flam.embed(actions.long()).sample, given.tokenizer.quantize)
+    assert torch.equal(video.frames, given.decode(expected.features))
+    assert given(frames, actions).predictions.shape == (1, 2, 4, 16, 8)
+
+
+def test_a_model_of_true_actions_says_that_it_infers_none(given: FlamForWorldModeling, frames: Tensor) -> None:
+    for ask in (given, given.infer_actions, lambda frames: given.rollout(frames, steps=2)):
+        with pytest.raises(
+            ConfigError, match=r"takes true actions and infers none .*: pass actions, .* 2\], or choose"
+        ):
+            ask(frames)
+
+
+@pytest.mark.parametrize(
+    ("actions", "sentence"),
+    [
+        (torch.zeros(2, 4, 3).long(), "of 2 agents from 0 to 2, got those of 3 from 0 to 0"),
+        (torch.full((2, 4, 2), 3), "of 2 agents from 0 to 2, got those of 2 from 3 to 3"),
+    ],
+)
+def test_true_actions_that_do_not_fit_are_refused(
+    given: FlamForWorldModeling, frames: Tensor, actions: Tensor, sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        given.rollout(frames[:, :2], actions, steps=3)
+
+
+def test_a_model_that_infers_refuses_true_actions(model: FlamForWorldModeling, frames: Tensor) -> None:
+    with pytest.raises(ConfigError, match="takes no true ones: leave them out"):
+        model.rollout(frames[:, :2], torch.zeros(2, 4, 3).long(), steps=3)
 
 
 def _pickle_instead(folder: Path) -> None:

@@ -121,6 +121,25 @@ def test_a_model_without_slots_is_evaluated_and_refused_for_factors(
         evaluate(*flags, "--out", tmp_path / "none", "--factors")
 
 
+def test_a_model_of_true_actions_is_evaluated_on_data_that_tell_them(
+    evaluate: Callable[..., None], tiny_data: str, shards: Path, tmp_path: Path
+) -> None:
+    sizes = {"width": 16, "action_width": 4, "num_heads": 2, "num_blocks": 1, "history_frames": 3}
+    given = MonolithicConfig(**sizes, action="true", num_agents=2, num_agent_actions=3)
+    flags = ["--model", _save_model(tmp_path / "model", 32, given), "--rollout-steps", 3]
+    evaluate(*flags, "--data", tiny_data, "--out", tmp_path / "out")
+    rollout = json.loads((tmp_path / "out" / "result.json").read_text())["rollout"]
+    assert rollout["true_actions"]
+    assert rollout["shuffled_actions_drop_db"] != 0
+    assert "| **model, given the true actions** |" in (tmp_path / "out" / "report.md").read_text()
+    with pytest.raises(ConfigError, match=r"^frame-stride must be 1 for a model of true actions, .* got 2"):
+        evaluate(*flags, "--data", tiny_data, "--out", tmp_path / "none", "--frame-stride", 2)
+    flags[1] = _save_model(tmp_path / "small", 16, given)
+    with pytest.raises(DataError, match=r"Expected true actions .*, found none: .* choose another --model"):
+        evaluate(*flags, "--data", shards, "--out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_frames_of_another_size_are_refused(evaluate: Callable[..., None], shards: Path, tmp_path: Path) -> None:
     model = _save_model(tmp_path / "model", image_size=32)
     with pytest.raises(ConfigError, match=r"needs frames of 32 x 32 pixels.*are 16 x 16; make shards with --size 32"):

@@ -12,7 +12,7 @@ from flamscale.config import FlamStageConfig, TokenizerStageConfig
 from flamscale.training.objectives import FlamInputs, FlamObjective, TokenizerInputs, TokenizerObjective
 from flamscale.training.optimizer import build_optimizer, set_learning_rate
 from flamscale.types import Batch
-from tests.small_models import small_flam, small_tokenizer
+from tests.small_models import TRUE_ACTIONS, small_flam, small_monolithic, small_tokenizer
 
 CPU = torch.device("cpu")
 STAGE = FlamStageConfig(clip_frames=5, predict_steps=3, beta=0.5, beta_warmup_start=10, beta_warmup_steps=20)
@@ -69,6 +69,21 @@ def test_frames_and_their_codebook_indices_give_the_same_inputs() -> None:
     assert from_frames.keys() == {"features", "noise", "beta"}
     assert from_frames["features"].shape == (4, 5, 9, 8)
     assert_close(from_indices, from_frames)
+
+
+def test_true_actions_of_a_batch_reach_the_model_with_its_features() -> None:
+    model = small_monolithic(TRUE_ACTIONS)
+    actions = torch.randint(3, (4, 4, 2), generator=torch.Generator().manual_seed(0))
+    inputs = FlamInputs(small_tokenizer(), model, STAGE, 0, CPU)(Batch(random_clips(), POSITIONS, actions), 20)
+    assert torch.equal(inputs["actions"], actions)
+    inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+    loss, metrics = FlamObjective(model, STAGE)(**inputs)
+    predictions = model(inputs["features"], None, 3, actions).predictions
+    errors = [
+        (predictions[depth, :, depth:] - inputs["features"][:, depth + 1 :]).square().mean() for depth in range(3)
+    ]
+    assert_close(loss, sum(errors) / 3)
+    assert metrics["kl"] == 0
 
 
 def test_flam_inputs_freeze_the_tokenizer() -> None:
