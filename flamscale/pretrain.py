@@ -6,82 +6,28 @@ submitted again, goes on from there. Knows no cluster: the same function runs in
 under Ray with a ZeroEngine.
 """
 
-import math
-import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from flamscale_kernels.dispatch import obstacle
 from torch import Tensor, nn
 
-from flamscale.config import PretrainConfig, StageConfig
-from flamscale.data import storage
-from flamscale.data.actions import load_true_actions
+from flamscale.config import PretrainConfig
 from flamscale.data.latents import load_latents
-from flamscale.data.loader import ClipLoader
-from flamscale.data.mixture import Mixture
-from flamscale.data.reader import Transform
 from flamscale.data.sampling import median_frame
-from flamscale.errors import ConfigError, LeaveError
 from flamscale.models.build import build_world_model
 from flamscale.models.tokenizer import Tokenizer, frame_encoder, to_images
 from flamscale.models.world_model import WorldModel
-from flamscale.preflight import check_inputs, load_perceptual
-from flamscale.run_directory import STAGES, RunDirectory, find_tokenizer
-from flamscale.training.checkpoint import CheckpointStore
-from flamscale.training.engine import Engine
-from flamscale.training.flops import ClipFlops, Compute, count_clip_flops, device_peak_flops
-from flamscale.training.metrics import MetricsRecorder, Observer
-from flamscale.training.mirror import Mirror
+from flamscale.preflight import load_perceptual
+from flamscale.run_directory import find_tokenizer
+from flamscale.stage import train_stage
+from flamscale.training.flops import count_clip_flops
+from flamscale.training.metrics import Observer
 from flamscale.training.objectives import FlamInputs, FlamObjective, TokenizerInputs, TokenizerObjective
 from flamscale.training.out_of_memory import naming_what_fits
-from flamscale.training.profiling import StepProfiler
-from flamscale.training.trainer import Trainer, average_over
-from flamscale.training.watchdog import Watchdog
-from flamscale.types import Batch
-
-MakeEngine = Callable[[nn.Module, StageConfig], Engine]
-Prepare = Callable[[Batch, int], dict[str, Tensor]]
-_COPIES_OF_A_FAILED_RUN_S = 30.0  # waited for before the run is started anew
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One worker's part in a run."""
-
-    config: PretrainConfig
-    make_engine: MakeEngine
-    rank: int
-    world_size: int
-    device: torch.device
-    data: Mixture
-    directory: RunDirectory
-    recorder: MetricsRecorder
-    mirror: Mirror | None
-    """The run directory's copy in an object store; rank 0 alone has it."""
-    command: str
-    """What started the run, for the report."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Time each part took in this submission (s)."""
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Adds the time spent inside to `seconds`."""
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - started
-
-    def say(self, message: str) -> None:
-        """Prints a line of progress, once for all workers."""
-        if self.rank == 0:
-            print(message, flush=True)
+from flamscale.worker import MakeEngine, Worker, open_worker
 
 
 def pretrain(
@@ -110,7 +56,7 @@ def pretrain(
     Raises:
         FlamError: the settings, the data, a checkpoint or the run directory are not as needed.
     """
-    with _worker(config, make_engine, rank, world_size, device, command, observers) as worker:
+    with open_worker(config, make_engine, rank, world_size, device, command, observers) as worker:
         tokenizer = _tokenizer(worker)
         with worker.timed("flam_stage_s"), naming_what_fits(config, "flam", world_size, device):
             flam = train_flam(worker, tokenizer)
@@ -121,38 +67,8 @@ def pretrain_tokenizer(
     config: PretrainConfig, make_engine: MakeEngine, rank: int, world_size: int, device: torch.device
 ) -> None:
     """Runs or resumes stage 1 alone, as `pretrain` does; other runs take its tokenizer from the run directory."""
-    with _worker(config, make_engine, rank, world_size, device, "", ()) as worker:
+    with open_worker(config, make_engine, rank, world_size, device, "", ()) as worker:
         _tokenizer(worker)
-
-
-@contextmanager
-def _worker(
-    config: PretrainConfig,
-    make_engine: MakeEngine,
-    rank: int,
-    world_size: int,
-    device: torch.device,
-    command: str,
-    observers: Sequence[Observer],
-) -> Iterator[Worker]:
-    """Opens the run directory and the data; ends records and copies behind the block."""
-    reason = obstacle(device)
-    if config.flam.kernels == "triton" and reason:
-        raise ConfigError(f"flam.kernels asks for Triton kernels, but {reason}.")
-    data = check_inputs(config, write=rank == 0)
-    directory = RunDirectory(Path(config.out))
-    recorder = MetricsRecorder(directory.root, enabled=rank == 0, observers=observers)
-    mirror = None
-    if config.copy_to and rank == 0:
-        mirror = Mirror(directory.root, config.copy_to, [directory.metrics, directory.tensorboard])
-    worker = Worker(config, make_engine, rank, world_size, device, data, directory, recorder, mirror, command)
-    with closing(recorder), _copying(worker):
-        try:
-            yield worker
-        except LeaveError:
-            if rank == 0:  # all have heeded it: it is not for the next start
-                directory.leave_notice.unlink(missing_ok=True)
-            raise
 
 
 def _tokenizer(worker: Worker) -> Tokenizer:
@@ -167,36 +83,6 @@ def _tokenizer(worker: Worker) -> Tokenizer:
         return directory.load_tokenizer(config.tokenizer, worker.data.hash)
 
 
-@contextmanager
-def _copying(worker: Worker) -> Iterator[None]:
-    """Has the run's copy begin with what is there already, and waits for it to be complete, for a time."""
-    mirror, directory = worker.mirror, worker.directory
-    if mirror is None:
-        yield
-        return
-    mirror.send(directory.config)
-    if directory.has_tokenizer:
-        _copy_tokenizer(worker)
-    for stage in STAGES:
-        _store(worker, stage).copy_latest()
-    timeout_s = _COPIES_OF_A_FAILED_RUN_S
-    try:
-        yield
-        timeout_s = storage.RETRY_TIMEOUT_S
-    finally:
-        left = mirror.close(timeout_s)
-        if left:
-            worker.say(f"not copied to {mirror.url}: {', '.join(left)}; submit the job again to copy them")
-
-
-def _store(worker: Worker, stage: str) -> CheckpointStore:
-    """Returns the checkpoints of a stage."""
-    config: StageConfig = getattr(worker.config, f"{stage}_stage")
-    return CheckpointStore(
-        worker.directory.checkpoints(stage), config.keep_checkpoints, config.keep_every, worker.mirror
-    )
-
-
 def take_tokenizer(worker: Worker) -> None:
     """In place of stage 1: takes a trained tokenizer into the run directory.
 
@@ -206,7 +92,7 @@ def take_tokenizer(worker: Worker) -> None:
     found = find_tokenizer(config.tokenizer_from)
     directory.save_median_frame(median_frame(worker.data))
     directory.save_tokenizer(found.tokenizer, worker.data.hash, found)
-    _copy_tokenizer(worker)
+    worker.copy(directory.median_frame, directory.tokenizer)
     worker.say(f"tokenizer: taken from {config.tokenizer_from}, stage 1 is left out")
 
 
@@ -224,19 +110,14 @@ def train_tokenizer(worker: Worker) -> None:
     engine.barrier()
     prepare = TokenizerInputs(directory.load_median_frame(), stage, worker.device)
     flops = count_clip_flops(config, "tokenizer", lpips=perceptual.network if perceptual else "vgg16")
-    state = _train(worker, "tokenizer", engine, stage, prepare, worker.data, None, flops)
+    state = train_stage(worker, "tokenizer", engine, stage, prepare, worker.data, None, flops)
     if worker.rank == 0:
         trained = Tokenizer(config.tokenizer)
         _load_part(trained, state, "tokenizer.")
         directory.save_tokenizer(trained, worker.data.hash)
-        _copy_tokenizer(worker)
+        worker.copy(directory.median_frame, directory.tokenizer)
     engine.barrier()
     engine.close()
-
-
-def _copy_tokenizer(worker: Worker) -> None:
-    if worker.mirror is not None:
-        worker.mirror.send(worker.directory.median_frame, worker.directory.tokenizer)
 
 
 def train_flam(worker: Worker, tokenizer: Tokenizer) -> WorldModel | None:
@@ -256,7 +137,7 @@ def train_flam(worker: Worker, tokenizer: Tokenizer) -> WorldModel | None:
     elif config.data.encodes_ahead:
         transform = frame_encoder(tokenizer)
     flops = count_clip_flops(config, "flam", encodes_video=config.data.encodes_each_clip)
-    state = _train(worker, "flam", engine, stage, prepare, data, transform, flops)
+    state = train_stage(worker, "flam", engine, stage, prepare, data, transform, flops)
     engine.close()
     if worker.rank != 0:
         return None
@@ -288,87 +169,8 @@ def finish(worker: Worker, tokenizer: Tokenizer, flam: WorldModel) -> dict[str, 
     evaluation.result["timings"] = worker.seconds
     write_model_card(directory.model, model, evaluation.result)
     write_report(directory.root, evaluation.result, evaluation.pictures, settings=vars(config), command=worker.command)
-    if worker.mirror is not None:
-        worker.mirror.send(directory.model, *(path for path in directory.root.iterdir() if path.is_file()))
+    worker.copy(directory.model, *(path for path in directory.root.iterdir() if path.is_file()))
     return evaluation.result
-
-
-def _train(
-    worker: Worker,
-    name: str,
-    engine: Engine,
-    stage: StageConfig,
-    prepare: Prepare,
-    data: Mixture,
-    transform: Transform | None,
-    flops: ClipFlops,
-) -> dict[str, Tensor]:
-    """Trains or resumes one stage on videos or their latents; returns the objective's trained state on rank 0."""
-    config = worker.config
-    directory = worker.directory
-    compute = Compute(flops.total, device_peak_flops(worker.device, stage.precision, config.cluster.peak_tflops))
-    steps = config.profile.step_range if worker.rank == 0 else range(0)
-    with (
-        _loader(worker, data, "train", stage, transform, config.seed) as loader,
-        _loader(worker, data, "validation", stage, transform, seed=0) as held_out,
-        Watchdog(directory.stacks, worker.rank, config.cluster.hang_timeout_s) as watchdog,
-    ):
-        Trainer(
-            stage=name,
-            engine=engine,
-            loader=loader,
-            prepare=prepare,
-            config=stage,
-            checkpoints=_store(worker, name),
-            recorder=worker.recorder,
-            validate=_validator(engine, held_out, stage, prepare) if stage.validate_every else None,
-            compute=compute,
-            profiler=StepProfiler(directory.root / "profile", name, steps, worker.device, worker.say),
-            seed=config.seed,
-            progress=worker.say,
-            beat=watchdog.beat,
-            shall_leave=directory.leave_notice.exists,
-        ).run()
-    return engine.full_state_dict()
-
-
-def _loader(
-    worker: Worker, data: Mixture, split: str, stage: StageConfig, transform: Transform | None, seed: int
-) -> ClipLoader:
-    config = worker.config.data
-    wants_actions = stage is worker.config.flam_stage
-    return ClipLoader(
-        data,
-        split,
-        clip_frames=stage.clip_frames,
-        frame_stride=stage.frame_stride,
-        clip_hop=stage.clip_hop,
-        global_batch=stage.global_batch,
-        micro_batch=stage.micro_batch,
-        rank=worker.rank,
-        world_size=worker.world_size,
-        seed=seed,
-        config=config if split == "train" else replace(config, num_processes=0, prefetch_batches=0),
-        transform=transform,
-        actions=load_true_actions(worker.config.flam, worker.data, split) if wants_actions else None,
-        node_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-    )
-
-
-def _validator(
-    engine: Engine, loader: ClipLoader, stage: StageConfig, prepare: Prepare
-) -> Callable[[], dict[str, float]]:
-    """Returns a function that averages the loss terms over the same validation clips every time."""
-    start = loader.state()
-    num_batches = math.ceil(stage.validation_clips / stage.global_batch)
-    num_micro_batches = num_batches * stage.global_batch // (stage.micro_batch * engine.world_size)
-
-    def validate() -> dict[str, float]:
-        loader.load_state(start)
-        means = average_over(engine, (prepare(batch, stage.num_steps) for batch in islice(loader, num_micro_batches)))
-        return means | {"num_clips": num_batches * stage.global_batch}
-
-    return validate
 
 
 def _load_part(module: nn.Module, state: dict[str, Tensor], prefix: str) -> None:

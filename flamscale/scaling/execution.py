@@ -26,10 +26,11 @@ from flamscale.eval.entities import evaluate_entities
 from flamscale.eval.report import write_result
 from flamscale.models.huggingface import FlamForWorldModeling
 from flamscale.models.tokenizer import frame_encoder
-from flamscale.pretrain import MakeEngine, pretrain, pretrain_tokenizer
+from flamscale.pretrain import pretrain, pretrain_tokenizer
 from flamscale.run_directory import RunDirectory
 from flamscale.scaling.records import ENTITIES
 from flamscale.training.engine import TorchEngine
+from flamscale.worker import MakeEngine
 
 _LABELLED_CLIPS = 256  # that probes of slots are fitted on, and as many held-out ones
 
