@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+from jaxtyping import Bool
 
 from flamscale.errors import FitError
-from flamscale.scaling.fit import HeldOut, LossLaw, fit_law, predict_largest
+from flamscale.scaling.fit import HeldOut, LossLaw, fit_law, predict_held_out
 from flamscale.scaling.isoflop import IsoFlops, fit_isoflops
 from flamscale.scaling.records import Point
 from flamscale.scaling.saturation import Saturation, fit_saturation
@@ -31,6 +32,7 @@ class Group:
     """Of rollout PSNR in K."""
     law: LossLaw | None = None
     held_out: HeldOut | None = None
+    """Of `largest_runs`, in the order of `points`."""
     isoflops: IsoFlops | None = None
     refusals: tuple[str, ...] = field(default=())
     """Why a fit is missing, a sentence each."""
@@ -66,7 +68,7 @@ def _conclude(label: str, points: list[Point]) -> Group:
         found["saturation"] = attempt(lambda: fit_saturation(num_slots, psnr))
     if sizes:
         found["law"] = attempt(lambda: fit_law(sizes, loss))
-        found["held_out"] = found["law"] and attempt(lambda: predict_largest(sizes, loss))
+        found["held_out"] = found["law"] and attempt(lambda: predict_held_out(sizes, loss, largest_runs(points)[1]))
     if {"size", "flops"} <= axes:
         flops = np.array([float(point.values["flops"]) for point in points])
         parameters = np.array([float(point.cost.parameters) for point in points])
@@ -85,3 +87,18 @@ def law_sizes(points: Sequence[Point]) -> dict[str, np.ndarray]:
     elif {"steps", "epochs", "flops"} & axes:
         sizes["clips"] = np.array([float(point.cost.num_clips) for point in points])
     return sizes
+
+
+def largest_runs(points: Sequence[Point]) -> tuple[str, Bool[np.ndarray, " M"]]:
+    """Returns what a law's check holds out, in words and as a mask: runs beyond all that the law has then seen.
+
+    With budgets, all runs of the largest one (Hoffmann et al., arXiv 2203.15556, who predict the largest budget from
+    smaller ones); without, all runs with the largest value of any size, so that the law is fitted to smaller models on
+    less data alone (Rosenfeld et al., arXiv 1909.12673, Section 6).
+    """
+    if "flops" in points[0].values:
+        flops = np.array([float(point.values["flops"]) for point in points])
+        return f"{flops.max():.3g} FLOPs", flops == flops.max()
+    sizes = law_sizes(points)
+    common = " or ".join(f"{values.max():,.0f} {name}" for name, values in sizes.items())
+    return common, np.logical_or.reduce([values == values.max() for values in sizes.values()])

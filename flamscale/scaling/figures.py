@@ -65,28 +65,33 @@ def draw_measures(path: Path, groups: Sequence[Group]) -> None:
 
 
 def draw_predictions(path: Path, groups: Sequence[Group]) -> None:
-    """Draws the law's loss over the measured one for every run; the crossed ones were held out of their law."""
+    """Draws a law's loss over the measured one: dots are the runs it is fitted to, crosses those held out of it."""
     figure, (panel,) = _panels(1)
-    for number, group in enumerate(groups):
-        if group.law is None:
-            continue
+    losses = []
+    for number, group in enumerate(group for group in groups if group.law):
+        law = group.held_out.law if group.held_out else group.law
+        assert law is not None
         sizes, measured = law_sizes(group.points), np.array([point.loss for point in group.points])
-        predicted = [
-            group.law.predict({name: float(values[row]) for name, values in sizes.items()}).value
-            for row in range(len(measured))
-        ]
-        panel.scatter(measured, predicted, s=14, color=f"C{number}", label=group.label or "runs")
+        losses += measured.tolist()
+        seen = ~group.held_out.is_held_out if group.held_out else np.full(len(measured), True)
+        fitted = [law.predict({name: float(values[row]) for name, values in sizes.items()}).value
+                  for row in np.flatnonzero(seen)]  # fmt: skip
+        prefix = f"{group.label}: " if group.label else ""
+        panel.scatter(measured[seen], fitted, s=14, color=f"C{2 * number}", label=f"{prefix}fitted")
         if group.held_out:
-            value = group.held_out.predicted
+            predicted = group.held_out.predicted
             panel.errorbar(
-                [group.held_out.measured],
-                [value.value],
-                yerr=_reach(value),
+                group.held_out.measured,
+                [found.value for found in predicted],
+                yerr=np.hstack([_reach(found) for found in predicted]),
                 fmt="x",
-                color=f"C{number}",
-                label="held out",
+                elinewidth=0.8,
+                color=f"C{2 * number + 1}",
+                label=f"{prefix}held out",
             )
-        panel.axline((measured.min(), measured.min()), slope=1, color="grey", linewidth=0.8)
+    panel.axline((min(losses), min(losses)), (max(losses), max(losses)), color="grey", linewidth=0.8)
+    panel.set_xscale("log")
+    panel.set_yscale("log")
     panel.legend(frameon=False, fontsize=8)
     _label(panel, "Predicted against measured", "measured loss", "predicted loss")
     _save(figure, path)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from flamscale.errors import FitError
 from flamscale.scaling import robust
@@ -103,38 +103,54 @@ def fit_law(sizes: Mapping[str, Values], loss: Values, *, delta: float = HUBER_D
     return law
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class HeldOut:
-    """A law's prediction for the largest runs, which it has not seen."""
+    """What a law says of runs that it has not seen."""
 
-    sizes: dict[str, float]
-    num_runs: int
-    """Runs of that size (count)."""
-    predicted: Estimate
-    measured: float
-    """Mean loss of these runs."""
+    law: LossLaw
+    """Fitted to the other runs."""
+    is_held_out: Bool[np.ndarray, " M"]
+    """Which of all M runs these are."""
+    predicted: tuple[Estimate, ...]
+    """Of each held-out run, in the order of the runs."""
+    measured: Float[np.ndarray, " H"]
+    """Loss of each of the H held-out runs."""
 
     @property
-    def relative_error(self) -> float:
-        """Predicted over measured loss, minus 1."""
-        return self.predicted.value / self.measured - 1
+    def errors(self) -> Float[np.ndarray, " H"]:
+        """Predicted over measured loss of each held-out run, minus 1."""
+        return np.array([found.value for found in self.predicted]) / self.measured - 1
+
+    @property
+    def mean_error(self) -> float:
+        """The same of their mean losses."""
+        return float(np.mean([found.value for found in self.predicted]) / self.measured.mean() - 1)
+
+    @property
+    def worst_error(self) -> float:
+        """The largest of `errors`, whatever its sign."""
+        return float(self.errors[np.abs(self.errors).argmax()])
 
 
-def predict_largest(sizes: Mapping[str, Values], loss: Values, *, delta: float = HUBER_DELTA, seed: int = 0) -> HeldOut:
-    """Predicts the loss of the largest runs, by the product of their sizes, from all smaller ones.
+def predict_held_out(
+    sizes: Mapping[str, Values],
+    loss: Values,
+    is_held_out: Bool[np.ndarray, " M"],
+    *,
+    delta: float = HUBER_DELTA,
+    seed: int = 0,
+) -> HeldOut:
+    """Predicts the loss of each held-out run by the law of all others.
 
     Raises:
-        FitError: the smaller runs support no law.
+        FitError: the other runs support no law.
     """
-    columns = np.stack(list(sizes.values()), axis=1)
-    product = columns.prod(axis=1)
-    largest = (columns == columns[product.argmax()]).all(axis=1)
-    rest = {name: values[~largest] for name, values in sizes.items()}
-    law = fit_law(rest, loss[~largest], delta=delta, seed=seed)
-    point = {name: float(values[largest][0]) for name, values in sizes.items()}
-    return HeldOut(
-        sizes=point, num_runs=int(largest.sum()), predicted=law.predict(point), measured=float(loss[largest].mean())
+    rest = {name: values[~is_held_out] for name, values in sizes.items()}
+    law = fit_law(rest, loss[~is_held_out], delta=delta, seed=seed)
+    predicted = tuple(
+        law.predict({name: float(values[row]) for name, values in sizes.items()}) for row in np.flatnonzero(is_held_out)
     )
+    return HeldOut(law=law, is_held_out=is_held_out, predicted=predicted, measured=loss[is_held_out])
 
 
 def _check(names: tuple[str, ...], columns: Float[np.ndarray, "M V"], loss: Values) -> None:

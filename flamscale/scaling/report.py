@@ -6,7 +6,7 @@ from typing import Any
 
 from flamscale.eval.files import replacing
 from flamscale.eval.report import write_result
-from flamscale.scaling.conclusions import Group, conclude
+from flamscale.scaling.conclusions import Group, conclude, largest_runs
 from flamscale.scaling.estimate import LEVEL, Estimate
 from flamscale.scaling.figures import draw_isoflops, draw_measures, draw_predictions
 from flamscale.scaling.records import Point, RunRecord, read_point
@@ -74,10 +74,11 @@ def _to_json(group: Group) -> dict[str, Any]:
         }
     if group.held_out:
         found["held_out"] = {
-            "sizes": group.held_out.sizes,
-            "predicted": vars(group.held_out.predicted),
-            "measured": group.held_out.measured,
-            "relative_error": group.held_out.relative_error,
+            "runs": [group.points[row].name for row in group.held_out.is_held_out.nonzero()[0]],
+            "predicted": [vars(loss) for loss in group.held_out.predicted],
+            "measured": group.held_out.measured.tolist(),
+            "mean_error": group.held_out.mean_error,
+            "worst_error": group.held_out.worst_error,
         }
     if group.isoflops:
         found["isoflops"] = {
@@ -119,11 +120,11 @@ def _findings(group: Group) -> list[str]:
         exponents = "; ".join(f"of {name} {_bracketed(law.exponent(name), '.3f')}" for name in law.names)
         lines.append(f"loss = {law.irreducible.value:.4g} + {powers}; exponent {exponents}.")
     if group.held_out:
-        largest = group.held_out
-        sizes = ", ".join(f"{value:,.0f} {name}" for name, value in largest.sizes.items())
+        held_out, common = group.held_out, largest_runs(group.points)[0]
         lines.append(
-            f"the largest runs ({sizes}), predicted from the smaller ones: {_bracketed(largest.predicted, '.4g')}, "
-            f"measured {largest.measured:.4g}, an error of {largest.relative_error:+.1%}."
+            f"all {len(held_out.predicted)} runs of {common}, predicted from the other "
+            f"{len(group.points) - len(held_out.predicted)}: their mean loss is {held_out.measured.mean():.4g}, the "
+            f"prediction's error {held_out.mean_error:+.1%}, and at the worst run {held_out.worst_error:+.1%}."
         )
     if group.isoflops:
         lines.append(f"the best size grows with compute to the power of {_bracketed(group.isoflops.exponent, '.2f')}.")

@@ -107,7 +107,7 @@ def joint(preset: str, data: str, out: str) -> Study:
     return _of_one_data_set(
         "joint",
         "How does the loss follow from parameters and unique videos together?",
-        (Sizes(values=grids.sizes[:3]), UniqueVideos(values=grids.videos)),
+        (Sizes(values=grids.sizes), UniqueVideos(values=grids.videos)),
         (preset, data, out),
     )
 

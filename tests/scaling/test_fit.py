@@ -1,5 +1,6 @@
 """Laws of loss: known exponents come back, published ones agree, and points that carry no law are refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from scipy.optimize import minimize
 
 from flamscale.errors import FitError
 from flamscale.scaling import robust
-from flamscale.scaling.fit import LossLaw, fit_law, predict_largest
+from flamscale.scaling.fit import LossLaw, fit_law, predict_held_out
 
 NOISE = 0.01  # standard deviation of a loss's logarithm
 
@@ -124,15 +125,25 @@ def test_the_same_runs_give_the_same_intervals():
     assert fit_law(*one_size(0)).exponent("clips") != fit_law(*one_size(0), seed=1).exponent("clips")
 
 
-def test_the_largest_runs_are_predicted_from_the_smaller_ones_alone():
-    sizes, loss = one_size(5, num_sizes=7)
-    found = predict_largest(sizes, loss)
-    assert found.sizes == {"clips": pytest.approx(1e6)}
-    assert found.num_runs == 2
-    assert found.measured == pytest.approx(loss[-2:].mean())
-    assert abs(found.relative_error) < 0.05
-    spoilt = np.append(loss[:-2], 10 * loss[-2:])
-    assert predict_largest(sizes, spoilt).predicted == found.predicted
+def test_held_out_runs_are_predicted_from_the_others_alone():
+    sizes, loss = two_sizes(5)
+    is_held_out = sizes["clips"] == sizes["clips"].max()
+    found = predict_held_out(sizes, loss, is_held_out)
+    assert len(found.predicted) == len(found.measured) == 6
+    assert abs(found.mean_error) < 0.02
+    assert abs(found.mean_error) < abs(found.worst_error) < 0.05
+    spoilt = predict_held_out(sizes, np.where(is_held_out, 10 * loss, loss), is_held_out)
+    assert spoilt.predicted == found.predicted
+    assert spoilt.mean_error == pytest.approx((1 + found.mean_error) / 10 - 1)
+
+
+def test_the_worst_error_is_the_one_farthest_from_0_with_its_sign():
+    sizes, loss = one_size(5, num_sizes=7, noise=0.0)
+    is_held_out = sizes["clips"] == sizes["clips"].max()
+    found = predict_held_out(sizes, loss, is_held_out)
+    spoilt = replace(found, measured=found.measured * [1.05, 1.25])
+    assert spoilt.errors == pytest.approx([1 / 1.05 - 1, 1 / 1.25 - 1], abs=1e-3)
+    assert spoilt.worst_error == pytest.approx(-0.2, abs=1e-3)
 
 
 @pytest.mark.parametrize(

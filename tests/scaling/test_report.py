@@ -10,7 +10,7 @@ from PIL import Image
 from flamscale.config import ClusterConfig, DataConfig
 from flamscale.presets import PRESETS
 from flamscale.scaling.axes import Factors, Seeds
-from flamscale.scaling.conclusions import conclude
+from flamscale.scaling.conclusions import conclude, largest_runs
 from flamscale.scaling.cost import Cost
 from flamscale.scaling.estimate import Estimate
 from flamscale.scaling.figures import draw_isoflops, draw_measures, draw_predictions
@@ -77,6 +77,18 @@ def size_points() -> list[Point]:
     return points
 
 
+@pytest.fixture(scope="module")
+def joint_points() -> list[Point]:
+    """A grid of four sizes and four numbers of videos with L = 0.01 + 2 N^-0.5 + V^-0.5."""
+    return [
+        point(
+            noisy(0.01 + 2 * parameters**-0.5 + videos**-0.5, parameters + videos, noise=0.001),
+            parameters=parameters, size=f"n{number}", videos=videos,
+        )
+        for number, parameters in enumerate((1_000, 4_000, 16_000, 64_000)) for videos in (8, 32, 128, 512)
+    ]  # fmt: skip
+
+
 def test_data_sets_are_concluded_about_one_by_one(factor_points):
     two, four = conclude(factor_points)
     assert (two.label, four.label) == ("2 agents", "4 agents")
@@ -93,9 +105,29 @@ def test_sizes_and_budgets_give_a_law_a_held_out_prediction_and_parabolas(size_p
     assert group.law.exponent("parameters").holds(0.5)
     assert group.law.exponent("clips").holds(0.5)
     assert group.held_out is not None
-    assert abs(group.held_out.relative_error) < 0.1
+    assert abs(group.held_out.mean_error) < 0.1
     assert group.isoflops is not None
     assert group.isoflops.exponent.value == pytest.approx(0.5, abs=0.05)
+
+
+def test_with_budgets_all_runs_of_the_largest_one_are_held_out(size_points):
+    common, is_held_out = largest_runs(size_points)
+    assert common == "1e+14 FLOPs"
+    assert [known.values["flops"] == 1e14 for known in size_points] == is_held_out.tolist()
+    (group,) = conclude(size_points)
+    text = report_text(STUDY, "python study.py", [group], [], [])
+    assert "all 6 runs of 1e+14 FLOPs, predicted from the other 24: their mean loss is " in text
+
+
+def test_without_budgets_all_runs_of_the_largest_value_of_any_size_are_held_out(joint_points):
+    common, is_held_out = largest_runs(joint_points)
+    assert common == "64,000 parameters or 512 videos"
+    largest = [known.values["size"] == "n3" or known.values["videos"] == 512 for known in joint_points]
+    assert largest == is_held_out.tolist()
+    assert sum(largest) == 7
+    (group,) = conclude(joint_points)
+    assert group.held_out is not None
+    assert abs(group.held_out.mean_error) < 0.1
 
 
 def test_what_the_runs_do_not_support_is_said_in_the_report(factor_points):
@@ -146,7 +178,7 @@ def test_figures_are_drawn(factor_points, size_points, tmp_path: Path):
 def test_an_interval_that_does_not_hold_its_value_is_drawn_too(size_points, tmp_path: Path):
     (group,) = conclude(size_points)
     assert group.held_out is not None
-    beside = replace(group.held_out, predicted=Estimate(value=0.1, low=0.11, high=0.12))
+    beside = replace(group.held_out, predicted=(Estimate(value=0.1, low=0.11, high=0.12),) * 6)
     draw_predictions(tmp_path / "predictions.png", [replace(group, held_out=beside)])
     assert (tmp_path / "predictions.png").exists()
 
