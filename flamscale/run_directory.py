@@ -192,11 +192,19 @@ class RunDirectory:
         self.create()
         if self.has_tokenizer or any(step_of(path.name) for path in self.root.glob("checkpoints/*/*")):
             if self.config.exists():
-                check_same_settings(config, self.config.read_text(), f"The run directory {self.root}")
+                free = ["tokenizer_from"] if self._has_tokenizer_of(config.tokenizer_from) else []
+                check_same_settings(config, self.config.read_text(), f"The run directory {self.root}", free)
             self._check_same_data(config, manifest_hash)
         else:
             shutil.rmtree(self.root / "checkpoints", ignore_errors=True)
         storage.write_bytes(str(self.config), to_json(config).encode())
+
+    def _has_tokenizer_of(self, place: str) -> bool:
+        """Whether the run directory `place` holds the weights of this run's tokenizer: it may have moved since."""
+        other = RunDirectory(Path(place))
+        if not (place and other.has_tokenizer and self.has_tokenizer):
+            return False
+        return other.describe_tokenizer()["sha256"] == self.describe_tokenizer()["sha256"]
 
     def _check_same_data(self, config: PretrainConfig, manifest_hash: str) -> None:
         """Checks what the run would find out later, where it goes on from the tokenizer and the newest checkpoint."""
