@@ -179,11 +179,13 @@ class FlamForWorldModeling(PreTrainedModel):
         return actions.to(self.device, torch.int64)
 
 
-def write_model_card(folder: Path, model: FlamForWorldModeling, result: dict[str, Any] | None = None) -> None:
-    """Writes README.md, with the numbers of an evaluation if given."""
+def write_model_card(
+    folder: Path, model: FlamForWorldModeling, result: dict[str, Any] | None = None, *, origin: str = ""
+) -> None:
+    """Writes README.md, with the numbers of an evaluation and a section on the model's origin if given."""
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     partial = folder / "README.md.partial"
-    partial.write_text(model_card(model.tokenizer.config, model.flam.config, num_parameters, result))
+    partial.write_text(model_card(model.tokenizer.config, model.flam.config, num_parameters, result, origin))
     os.replace(partial, folder / "README.md")
 
 

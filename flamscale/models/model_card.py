@@ -6,6 +6,7 @@ from flamscale.config import FlamConfig, TokenizerConfig, WorldModelConfig
 
 _TEXT = """---
 license: apache-2.0
+library_name: flamscale
 pipeline_tag: video-to-video
 tags:
 - flamscale
@@ -42,7 +43,7 @@ The weights are safetensors; nothing is unpickled, no code is downloaded.
 ## Numbers
 
 {numbers}
-
+{origin}
 ## Limits
 
 It predicts scenes like those it was trained on.{unnamed}
@@ -84,9 +85,13 @@ _ABLATED = ("binding", "coupling", "slots_learn_from", "action")
 
 
 def model_card(
-    tokenizer: TokenizerConfig, flam: WorldModelConfig, num_parameters: int, result: dict[str, Any] | None
+    tokenizer: TokenizerConfig,
+    flam: WorldModelConfig,
+    num_parameters: int,
+    result: dict[str, Any] | None,
+    origin: str = "",
 ) -> str:
-    """Returns the text of the model card."""
+    """Returns the text of the model card; `origin` is a section of its own, such as that of a study."""
     use, whose, unnamed, source = _INFERRED, "scene's", _UNNAMED, "inferred from the true frames"
     if isinstance(flam, FlamConfig):
         title, description, whose = "FLAM: a factored latent action world model", _FLAM, "first slot's"
@@ -108,6 +113,7 @@ def model_card(
         unnamed=unnamed,
         num_parameters=num_parameters,
         numbers=_numbers(result, source) if result else "Not evaluated yet.",
+        origin=f"\n{origin}\n" if origin else "",
     )
 
 
@@ -117,9 +123,14 @@ def _numbers(result: dict[str, Any], source: str) -> str:
         f"{rollout['rollout_steps']}-step prediction of {rollout['num_clips']} held-out clips from "
         f"{rollout['context_frames']} frames, actions {source}:\n\n"
         "| | PSNR (dB) |\n|---|---:|\n"
-        f"| this model | {rollout['psnr']:.2f} (SSIM {rollout['ssim']:.3f}) |\n"
-        f"| with another clip's actions | {rollout['shuffled_actions_psnr']:.2f} |\n"
-        f"| copy of the last context frame | {rollout['copy_last_psnr']:.2f} |\n"
-        f"| median training frame | {rollout['median_frame_psnr']:.2f} |\n"
-        f"| tokenizer's reconstruction of the same frames | {tokenizer['psnr']:.2f} |"
+        f"| this model | {_decibels(rollout['psnr'])} (SSIM {rollout['ssim']:.3f}) |\n"
+        f"| with another clip's actions | {_decibels(rollout['shuffled_actions_psnr'])} |\n"
+        f"| copy of the last context frame | {_decibels(rollout['copy_last_psnr'])} |\n"
+        f"| median training frame | {_decibels(rollout['median_frame_psnr'])} |\n"
+        f"| tokenizer's reconstruction of the same frames | {_decibels(tokenizer['psnr'])} |"
     )
+
+
+def _decibels(value: float | None) -> str:
+    """A result that was read from a file has null for what is no number."""
+    return "n/a" if value is None else f"{value:.2f}"

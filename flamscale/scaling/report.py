@@ -1,4 +1,7 @@
-"""The report of a study: its finished runs in; report.md, results.json and figures in the study's folder out."""
+"""The report of a study: its finished runs in; report.md, results.json, figures and the best models out.
+
+All of it lies in the study's folder.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,16 +9,17 @@ from typing import Any
 
 from flamscale.eval.files import replacing
 from flamscale.eval.report import write_result
-from flamscale.scaling.conclusions import Group, conclude, largest_runs
-from flamscale.scaling.estimate import LEVEL, Estimate
+from flamscale.scaling.conclusions import Group, conclude
+from flamscale.scaling.estimate import LEVEL
 from flamscale.scaling.figures import draw_isoflops, draw_measures, draw_predictions
+from flamscale.scaling.findings import findings
+from flamscale.scaling.frontier import export_frontier, frontier
 from flamscale.scaling.records import Point, RunRecord, read_point
-from flamscale.scaling.saturation import Saturation
 from flamscale.scaling.study import Study
 
 
 def write_study_report(study: Study, tflops_per_s: float, command: str) -> Path:
-    """Writes report.md, results.json and figures of a study's finished runs; returns the report's path.
+    """Writes report.md, results.json, figures and frontier/ of a study's finished runs; returns the report's path.
 
     Args:
         study: the grid; runs that are not finished are named as missing.
@@ -29,6 +33,7 @@ def write_study_report(study: Study, tflops_per_s: float, command: str) -> Path:
     missing = [run.name for run in runs if run.name not in finished]
     groups = conclude(points) if points else ()
     figures = _draw(folder, groups) if points else []
+    export_frontier(study, groups, command)
     results = {
         "study": study.name,
         "question": study.question,
@@ -36,6 +41,7 @@ def write_study_report(study: Study, tflops_per_s: float, command: str) -> Path:
         "points": [point.to_json() for point in points],
         "missing": missing,
         "conclusions": [_to_json(group) for group in groups],
+        "frontier": [point.name for point in frontier(groups)],
     }
     write_result(folder / "results.json", results)
     with replacing(folder / "report.md") as partial:
@@ -100,54 +106,16 @@ def report_text(
             "Tokenizer and median frame are shared, and made of all training videos: `videos` is what stage 2 sees."
         )
     for group in groups:
-        lines = [*_findings(group), *(f"No fit: {sentence}" for sentence in group.refusals)]
-        parts.append("\n".join(f"- {group.label + ': ' if group.label else ''}{line}" for line in lines))
+        parts.append("\n".join(f"- {line}" for line in findings(group)))
     parts += [f"![{name.partition('.')[0]}]({name})" for name in figures]
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
+    best = [f"- [{point.name}](frontier/{point.name}/README.md)" for point in frontier(groups)]
+    if best:
+        parts += ["## Frontier", "The best models, in Hugging Face form:", "\n".join(best)]
     if points:
         parts += ["## Runs", _runs_table(Path(study.base.out), points)]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _findings(group: Group) -> list[str]:
-    lines = [_saturation_finding(group.saturation)] if group.saturation else []
-    if group.law:
-        law = group.law
-        powers = " + ".join(
-            f"{law.coefficient(name).value:.3g} {name}^-{law.exponent(name).value:.3g}" for name in law.names
-        )
-        exponents = "; ".join(f"of {name} {_bracketed(law.exponent(name), '.3f')}" for name in law.names)
-        lines.append(f"loss = {law.irreducible.value:.4g} + {powers}; exponent {exponents}.")
-    if group.held_out:
-        held_out, common = group.held_out, largest_runs(group.points)[0]
-        lines.append(
-            f"all {len(held_out.predicted)} runs of {common}, predicted from the other "
-            f"{len(group.points) - len(held_out.predicted)}: their mean loss is {held_out.measured.mean():.4g}, the "
-            f"prediction's error {held_out.mean_error:+.1%}, and at the worst run {held_out.worst_error:+.1%}."
-        )
-    if group.isoflops:
-        lines.append(f"the best size grows with compute to the power of {_bracketed(group.isoflops.exponent, '.2f')}.")
-    return lines
-
-
-def _saturation_finding(found: Saturation) -> str:
-    where = f"from K = {found.knee.value:g} ({found.knee.low:g} to {found.knee.high:g}) on rollout PSNR"
-    if found.per_doubling_above:
-        verb = "falls" if found.per_doubling_above.value < 0 else "rises"
-        above = f"{where} {verb}, by {_bracketed(found.per_doubling_above, '+.2f')} dB with a doubling of K"
-    elif found.is_seen:
-        above = f"{where} stays level, at {_bracketed(found.plateau, '.2f')} dB"
-    else:
-        above = (
-            f"no K up to {found.largest} is sure to be enough: rollout PSNR may still change there, at "
-            f"{_bracketed(found.plateau, '.2f')} dB"
-        )
-    return f"{above}; below, a doubling of K changes it by {_bracketed(found.per_doubling, '+.2f')} dB."
-
-
-def _bracketed(found: Estimate, form: str) -> str:
-    return f"{found.value:{form}} ({found.low:{form}} to {found.high:{form}})"
 
 
 def _runs_table(folder: Path, points: Sequence[Point]) -> str:

@@ -14,6 +14,7 @@ from flamscale.scaling.conclusions import conclude, largest_runs
 from flamscale.scaling.cost import Cost
 from flamscale.scaling.estimate import Estimate
 from flamscale.scaling.figures import draw_isoflops, draw_measures, draw_predictions
+from flamscale.scaling.frontier import frontier
 from flamscale.scaling.records import Point, RunRecord
 from flamscale.scaling.report import report_text
 from flamscale.scaling.studies import STUDIES, multigrid_shards
@@ -160,6 +161,23 @@ def test_the_report_traces_every_point_to_its_directory_and_commit(factor_points
     rows = [line for line in text.splitlines() if "config.json" in line]
     assert len(rows) == len(factor_points)
     assert all("(runs/k-" in row and "012345678+" in row for row in rows)
+
+
+def test_the_frontier_is_the_run_of_the_lowest_loss_at_each_budget(size_points):
+    best = frontier(conclude(size_points))
+    assert [known.values["flops"] for known in best] == sorted({known.values["flops"] for known in size_points})
+    for found in best:
+        same = [known.loss for known in size_points if known.values["flops"] == found.values["flops"]]
+        assert found.loss == min(same)
+
+
+def test_where_k_varies_the_frontier_is_the_run_of_the_highest_psnr_on_each_data_set(factor_points):
+    diverged = replace(factor_points[0], name="diverged", psnr=float("nan"))
+    best = frontier(conclude([diverged, *factor_points]))
+    assert [found.values["agents"] for found in best] == [2, 4]
+    for found in best:
+        same = [known.psnr for known in factor_points if known.values["agents"] == found.values["agents"]]
+        assert found.psnr == max(same)
 
 
 def test_figures_are_drawn(factor_points, size_points, tmp_path: Path):
