@@ -1,7 +1,7 @@
 """Runs a scaling study on a Ray cluster: its runs in; their run directories, each finished once, out.
 
 Each run is a Ray task with a process of its own and a share of a device. All that a run has learned lies in its run
-directory, so a study that was killed goes on where it was, and finished runs are skipped.
+directory, so a study that was killed goes on where it was, and finished or stopped runs are skipped.
 """
 
 import fcntl
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -20,11 +20,14 @@ from flamscale.errors import ClusterError, ConfigError, FlamError
 from flamscale.run_directory import RunDirectory
 from flamscale.scaling.board import Board
 from flamscale.scaling.execution import make_shards, prepare, shared_config, train
-from flamscale.scaling.records import RunRecord, current_commit
+from flamscale.scaling.records import RunRecord, Timing, current_commit
 from flamscale.scaling.study import Run, Study
 from flamscale_cluster.head import HOST, find_cluster
 from flamscale_cluster.sweep_config import SweepConfig
 from flamscale_cluster.tasks import runtime_env
+
+if TYPE_CHECKING:
+    from flamscale_cluster.early_stopping import EarlyStopping
 
 _REFRESH_S = 2.0
 _OBJECT_STORE_BYTES = 100 * 2**20  # tasks hand over next to nothing
@@ -60,7 +63,7 @@ def run_study(study: Study, config: SweepConfig, shards: Sequence[MakeShards] = 
         shared = {run.config.data.url: shared_config(study.base, run.config) for run in waiting}
         _Task(prepare, needs).run_all((base,) for base in shared.values())
         with board.shown():
-            errors = _work(_Task(train, needs), waiting, board, config.max_retries, entities)
+            errors = _Work(_Task(train, needs), waiting, board, config, _early_stopping(runs, config), entities).run()
     if errors:
         name, error = next(iter(errors.items()))
         raise FailedRunsError(
@@ -113,8 +116,14 @@ def _check(runs: Sequence[Run]) -> None:
 def _cluster(address: str) -> Iterator[None]:
     """Joins a Ray cluster, or starts one of this machine that ends with the block."""
     if address:
-        ray.init(address=find_cluster(address, flag="--ray"), logging_level=logging.WARNING, log_to_driver=False,
-                 runtime_env=runtime_env())  # fmt: skip
+        place = find_cluster(address, flag="--ray")
+        try:
+            ray.init(address=place, logging_level=logging.WARNING, log_to_driver=False, runtime_env=runtime_env())
+        except ConnectionError as error:
+            raise ClusterError(
+                f"The Ray cluster at {place} takes no driver from here; check --ray and, if it asks for a token, "
+                "RAY_AUTH_MODE and RAY_AUTH_TOKEN."
+            ) from error
     else:
         ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False,
                  object_store_memory=_OBJECT_STORE_BYTES, _node_ip_address=HOST)  # fmt: skip
@@ -157,34 +166,71 @@ class _Task:
         return max(1, min(int(found.get(name, 0) / count) for name, count in self.needs.items()))
 
 
-def _work(task: _Task, runs: Sequence[Run], board: Board, max_retries: int, entities: bool) -> dict[str, str]:
-    """Works until every run is finished or has failed too often; returns the last error of each that has."""
-    waiting, commit = deque(runs), current_commit()
-    running: dict[Any, Run] = {}
-    failures, errors = Counter[str](), {}
-    while waiting or running:
-        while waiting and len(running) < task.room:
-            run = waiting.popleft()
-            RunRecord(run).begin(commit)
-            board.tell(run, "running")
-            running[task.start(run.config, entities)] = run
-        done, _ = ray.wait(list(running), num_returns=1, timeout=_REFRESH_S)
-        for reference in done:
-            run = running.pop(reference)
-            seconds, error = _outcome(reference)
-            if error is None:
-                RunRecord(run).finish(seconds)
-                board.tell(run, "finished")
-                continue
-            failures[run.name] += 1
-            if isinstance(error, ConfigError) or failures[run.name] > max_retries:
-                errors[run.name] = _first_line(error)
-                board.tell(run, f"failed: {_first_line(error)}")
+def _early_stopping(runs: Sequence[Run], config: SweepConfig) -> "EarlyStopping | None":
+    if not config.early_stop:
+        return None
+    from flamscale_cluster.early_stopping import EarlyStopping  # seconds to import
+
+    return EarlyStopping(runs, config.early_stop)
+
+
+@dataclass
+class _Work:
+    """Works until every run is finished, given up or has failed too often."""
+
+    task: _Task
+    runs: Sequence[Run]
+    board: Board
+    config: SweepConfig
+    early_stopping: "EarlyStopping | None"
+    entities: bool
+
+    def __post_init__(self) -> None:
+        self._waiting = deque(self.runs)
+        self._running: dict[Any, Run] = {}
+        self._given_up: set[str] = set()
+        self._failures = Counter[str]()
+        self._errors: dict[str, str] = {}
+
+    def run(self) -> dict[str, str]:
+        """Returns the last error of each run that has failed too often."""
+        commit = current_commit()
+        while self._waiting or self._running:
+            while self._waiting and len(self._running) < self.task.room:
+                run = self._waiting.popleft()
+                RunRecord(run).begin(commit)
+                self.board.tell(run, "running")
+                self._running[self.task.start(run.config, self.entities)] = run
+            done, _ = ray.wait(list(self._running), num_returns=1, timeout=_REFRESH_S)
+            for reference in done:
+                self._end(self._running.pop(reference), *_outcome(reference))
+            self._give_up_hopeless()
+            self.board.refresh()
+        return self._errors
+
+    def _end(self, run: Run, timing: Timing, error: Exception | None) -> None:
+        """Records how an attempt ended, and lines the run up again if it may be tried again."""
+        if error is None:
+            RunRecord(run).finish(timing)
+            self.board.tell(run, "finished")
+        elif run.name in self._given_up:
+            RunRecord(run).stop()
+            self.board.tell(run, "stopped")
+        else:
+            self._failures[run.name] += 1
+            if isinstance(error, ConfigError) or self._failures[run.name] > self.config.max_retries:
+                self._errors[run.name] = _first_line(error)
+                self.board.tell(run, f"failed: {_first_line(error)}")
             else:
-                waiting.append(run)
-                board.tell(run, f"to be tried again after: {_first_line(error)}")
-        board.refresh()
-    return errors
+                self._waiting.append(run)
+                self.board.tell(run, f"to be tried again after: {_first_line(error)}")
+
+    def _give_up_hopeless(self) -> None:
+        """Ends the processes of hopeless runs; their end is recorded when it is seen, as they may finish before."""
+        for reference, run in self._running.items():
+            if self.early_stopping and self.early_stopping.is_hopeless(run):
+                self._given_up.add(run.name)
+                ray.cancel(reference, force=True)
 
 
 def _outcome(reference: Any) -> tuple[Any, Exception | None]:

@@ -12,7 +12,7 @@ from flamscale.scaling.study import Run
 
 
 class Board:
-    """Knows the state of every run; those on record as finished are finished from the start.
+    """Knows the state of every run; those on record as finished or stopped are so from the start.
 
     Attributes:
         states: by the run's name.
@@ -25,7 +25,7 @@ class Board:
         self._runs = runs
         self._console = console or Console(highlight=False)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
-        self.states = {run.name: "finished" if RunRecord(run).is_finished else "waiting" for run in runs}
+        self.states = {run.name: RunRecord(run).state for run in runs}
 
     @contextmanager
     def shown(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -28,7 +29,7 @@ from flamscale.models.huggingface import FlamForWorldModeling
 from flamscale.models.tokenizer import frame_encoder
 from flamscale.pretrain import pretrain, pretrain_tokenizer
 from flamscale.run_directory import RunDirectory
-from flamscale.scaling.records import ENTITIES
+from flamscale.scaling.records import ENTITIES, Timing
 from flamscale.training.engine import TorchEngine
 from flamscale.worker import MakeEngine
 
@@ -91,14 +92,14 @@ def prepare(config: PretrainConfig) -> None:
             pass
 
 
-def train(config: PretrainConfig, entities: bool) -> float:
-    """Trains or resumes a run to its end, and measures its slots where asked; returns the time it took (s)."""
-    started = time.perf_counter()
+def train(config: PretrainConfig, entities: bool) -> Timing:
+    """Trains or resumes a run to its end, and measures its slots where asked; returns when it did what."""
+    began = time.time()
     device, make_engine = _device(config)
     pretrain(config, make_engine, 0, 1, device)
     if entities:
         write_result(Path(config.out) / ENTITIES, _measure_entities(config, device))
-    return time.perf_counter() - started
+    return Timing(process_started=psutil.Process().create_time(), began=began, ended=time.time())
 
 
 def _device(config: PretrainConfig) -> tuple[torch.device, MakeEngine]:

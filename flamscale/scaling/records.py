@@ -8,8 +8,8 @@ import json
 import math
 import os
 import subprocess
-import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,16 @@ from flamscale.training.metrics import read_records
 
 ENTITIES = "entities.json"
 """Numbers of `evaluate_entities`, beside result.json, where the data have labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """When an attempt came to what (seconds since 1970, by the clock of its machine)."""
+
+    process_started: float
+    began: float
+    """Its first instruction, all modules being loaded."""
+    ended: float
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class RunRecord:
         return self.directory.root / "run.json"
 
     def read(self) -> dict[str, Any]:
-        """Returns what is on record; nothing finished and no attempt where there is none."""
+        """Returns what is on record; nothing finished or stopped and no attempt where there is none."""
         if not self._path.exists():
             return {"values": self.run.values, "attempts": [], "finished": False, "seconds": 0.0}
         return json.loads(self._path.read_text())
@@ -53,22 +63,32 @@ class RunRecord:
     def begin(self, commit: str) -> int:
         """Records one more attempt, and returns how many there were."""
         record = self.read()
-        record["attempts"].append({"commit": commit, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        started = datetime.now(UTC).isoformat(timespec="milliseconds")
+        record["attempts"].append({"commit": commit, "started": started})
         self._write(record)
         return len(record["attempts"])
 
-    def finish(self, seconds: float) -> None:
-        """Records that the run is finished, and the time of its last attempt (s)."""
-        self._write(self.read() | {"finished": True, "seconds": seconds})
+    def finish(self, timing: Timing) -> None:
+        """Records that the run is finished, and when its last attempt did what."""
+        seconds = timing.ended - timing.began
+        self._write(self.read() | {"finished": True, "seconds": seconds, "timing": dataclasses.asdict(timing)})
+
+    def stop(self) -> None:
+        """Records that the run was given up."""
+        self._write(self.read() | {"stopped": True})
 
     @property
-    def is_finished(self) -> bool:
-        """Whether the run needs no more work; raises ConfigError if its directory holds one of other settings or data.
+    def state(self) -> str:
+        """Returns finished, stopped (given up: it needs no more work either) or waiting.
 
         A finished study may have moved, and its data may be gone.
+
+        Raises:
+            ConfigError: the directory of a run that needs no more work holds one of other settings or data.
         """
-        if not self.read()["finished"]:
-            return False
+        record = self.read()
+        if not (record["finished"] or record.get("stopped")):
+            return "waiting"
         place = f"The run directory {self.directory.root}"
         check_same_settings(self.run.config, self.directory.config.read_text(), place, free=["tokenizer_from"])
         (url,) = self.run.config.data.url
@@ -78,15 +98,27 @@ class RunRecord:
                 f"{place} holds a run on another data set (manifest {trained_on[:12]}, that in {url} is "
                 f"{data.identity[:12]}); choose another --out, or the data it was trained on."
             )
-        return True
+        return "finished" if record["finished"] else "stopped"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end; raises what `state` raises."""
+        return self.state == "finished"
 
     @property
     def last(self) -> dict[str, Any]:
         """The newest record of stage 2's training, empty where there is none."""
+        return next(reversed(self._records("train")), {})
+
+    @property
+    def validations(self) -> list[dict[str, Any]]:
+        """The records of stage 2's validations, the oldest first."""
+        return self._records("validation")
+
+    def _records(self, kind: str) -> list[dict[str, Any]]:
         path = self.directory.metrics
         records = read_records(path) if path.exists() else []
-        trained = [item for item in records if (item["stage"], item["kind"]) == ("flam", "train")]
-        return trained[-1] if trained else {}
+        return [item for item in records if (item["stage"], item["kind"]) == ("flam", kind)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +148,6 @@ def read_point(run: Run, tflops_per_s: float) -> Point:
     """Reads a finished run."""
     record = RunRecord(run)
     root = record.directory.root
-    validations = [
-        item
-        for item in read_records(record.directory.metrics)
-        if (item["stage"], item["kind"]) == ("flam", "validation")
-    ]
     entities = root / ENTITIES
     scores = json.loads(entities.read_text())["dci_flam"] if entities.exists() else {}
     return Point(
@@ -129,7 +156,7 @@ def read_point(run: Run, tflops_per_s: float) -> Point:
         commit=record.read()["attempts"][-1]["commit"],
         values=run.values,
         cost=run_cost(run, tflops_per_s),
-        loss=validations[-1]["prediction_loss"],
+        loss=record.validations[-1]["prediction_loss"],
         psnr=json.loads((root / "result.json").read_text())["rollout"]["psnr"],
         scores={name: math.nan if value is None else value for name, value in scores.items()},
     )

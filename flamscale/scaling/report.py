@@ -22,15 +22,15 @@ def write_study_report(study: Study, tflops_per_s: float, command: str) -> Path:
     """Writes report.md, results.json, figures and frontier/ of a study's finished runs; returns the report's path.
 
     Args:
-        study: the grid; runs that are not finished are named as missing.
+        study: the grid; runs that are not finished, or were stopped early, are named.
         tflops_per_s: see `run_cost`.
         command: what started the study, for the reader who wants it again.
     """
     folder = Path(study.base.out)
     runs = study.runs()
-    finished = [run.name for run in runs if RunRecord(run).is_finished]
-    points = [read_point(run, tflops_per_s) for run in runs if run.name in finished]
-    missing = [run.name for run in runs if run.name not in finished]
+    states = {run.name: RunRecord(run).state for run in runs}
+    points = [read_point(run, tflops_per_s) for run in runs if states[run.name] == "finished"]
+    missing, stopped = ([name for name in states if states[name] == state] for state in ("waiting", "stopped"))
     groups = conclude(points) if points else ()
     figures = _draw(folder, groups) if points else []
     export_frontier(study, groups, command)
@@ -40,12 +40,13 @@ def write_study_report(study: Study, tflops_per_s: float, command: str) -> Path:
         "command": command,
         "points": [point.to_json() for point in points],
         "missing": missing,
+        "stopped": stopped,
         "conclusions": [_to_json(group) for group in groups],
         "frontier": [point.name for point in frontier(groups)],
     }
     write_result(folder / "results.json", results)
     with replacing(folder / "report.md") as partial:
-        partial.write_text(report_text(study, command, groups, missing, figures))
+        partial.write_text(report_text(study, command, groups, missing, stopped, figures))
     return folder / "report.md"
 
 
@@ -95,7 +96,12 @@ def _to_json(group: Group) -> dict[str, Any]:
 
 
 def report_text(
-    study: Study, command: str, groups: Sequence[Group], missing: Sequence[str], figures: Sequence[str]
+    study: Study,
+    command: str,
+    groups: Sequence[Group],
+    missing: Sequence[str],
+    stopped: Sequence[str],
+    figures: Sequence[str],
 ) -> str:
     """Returns report.md: question, findings, figures, and every run with its numbers and where they come from."""
     points = [point for group in groups for point in group.points]
@@ -110,6 +116,8 @@ def report_text(
     parts += [f"![{name.partition('.')[0]}]({name})" for name in figures]
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
+    if stopped:
+        parts.append(f"Stopped early, behind the others on their data, and left out of all fits: {', '.join(stopped)}.")
     best = [f"- [{point.name}](frontier/{point.name}/README.md)" for point in frontier(groups)]
     if best:
         parts += ["## Frontier", "The best models, in Hugging Face form:", "\n".join(best)]

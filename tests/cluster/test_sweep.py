@@ -1,4 +1,4 @@
-"""A study on a real Ray cluster: killed and gone on with, workers killed, and no run done twice."""
+"""A study on a real Ray cluster: workers and driver killed, failing and hopeless runs ended, no run done twice."""
 
 import contextlib
 import json
@@ -10,23 +10,24 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray.cluster_utils import Cluster
 
 from flamscale.scaling.records import RunRecord
 from flamscale.scaling.study import Run
 from flamscale.training.metrics import read_records
-from tests.cluster.sweep_driver import tiny_study
+from tests.cluster.sweep_driver import hopeless_study, rates_study, tiny_study
 from tests.tiny import NUM_STEPS
 
 ROOT = Path(__file__).parents[2]
 
 
-def start(data: str, out: Path) -> subprocess.Popen[str]:
+def start(data: str, out: Path, *flags: str) -> subprocess.Popen[str]:
     environment = os.environ | {
         "PYTHONPATH": f"{ROOT}:{ROOT / 'cluster'}:{ROOT / 'kernels'}",
         "OMP_NUM_THREADS": "1",
         "FLAMSCALE_COMMIT": "abc",
     }
-    command = [sys.executable, str(ROOT / "tests/cluster/sweep_driver.py"), data, str(out)]
+    command = [sys.executable, "tests/cluster/sweep_driver.py", "--data", data, "--out", str(out), *flags]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -113,3 +114,48 @@ def test_a_study_survives_its_workers_and_its_own_death_and_repeats_no_finished_
         ]
         assert steps == list(range(1, NUM_STEPS + 1))
         assert json.loads((record.directory.root / "entities.json").read_text())["num_entities"] == 2
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_on_a_running_cluster_a_run_that_always_fails_is_retried_so_often_and_the_others_finish(
+    tiny_data: str, tmp_path: Path
+):
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False},
+    )
+    try:
+        flags = ["--study", "rates", "--ray", cluster.address, "--max-retries", "1"]
+        driver = start(tiny_data, tmp_path, *flags)
+        output, _ = driver.communicate(timeout=280)
+        logs = Path(cluster.head_node.get_session_dir_path()) / "logs"
+        worked_there = [
+            path for path in logs.glob("worker-*.out") if f"flam {NUM_STEPS}/{NUM_STEPS}" in path.read_text()
+        ]
+    finally:
+        cluster.shutdown()
+    failing, sound = rates_study(tiny_data, tmp_path).runs()
+    assert driver.returncode == 1
+    last = output.splitlines()[-1]
+    assert last.startswith(f"error: 1 of 2 runs failed for good, {failing.name} with: Expected a finite loss")
+    assert last.endswith("start the study again to try them once more.")
+    assert "Traceback" not in output
+    assert attempts([failing, sound]) == [2, 1]
+    assert [RunRecord(run).state for run in (failing, sound)] == ["waiting", "finished"]
+    assert len(worked_there) == 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_hopeless_run_is_stopped_and_stays_so_when_the_study_is_started_again(tiny_data: str, tmp_path: Path):
+    runs = hopeless_study(tiny_data, tmp_path).runs()
+    flags = ["--study", "hopeless", "--early-stop", "0.05"]
+    for _ in range(2):
+        driver = start(tiny_data, tmp_path, *flags)
+        output, _ = driver.communicate(timeout=280)
+        assert driver.returncode == 0, output
+        assert [RunRecord(run).state for run in runs] == ["finished"] * 3 + ["stopped"]
+        assert attempts(runs) == [1] * 4
+    assert RunRecord(runs[-1]).last["step"] < runs[-1].config.flam_stage.num_steps

@@ -11,7 +11,7 @@ from flamscale.config import ClusterConfig, DataConfig, to_json
 from flamscale.data.manifest import Manifest
 from flamscale.errors import ConfigError
 from flamscale.presets import PRESETS
-from flamscale.scaling.records import RunRecord, current_commit
+from flamscale.scaling.records import RunRecord, Timing, current_commit
 from flamscale.scaling.study import Run, Study
 
 
@@ -27,7 +27,7 @@ def finish(run: Run, manifest_hash: str) -> None:
     """Leaves what a finished run leaves in its directory."""
     record = RunRecord(run)
     record.begin("abc")
-    record.finish(1.0)
+    record.finish(Timing(process_started=0.0, began=1.0, ended=2.0))
     record.directory.config.write_text(to_json(run.config))
     record.directory.tokenizer.mkdir()
     (record.directory.tokenizer / "tokenizer.json").write_text(json.dumps({"manifest_hash": manifest_hash}))

@@ -116,7 +116,7 @@ def test_with_budgets_all_runs_of_the_largest_one_are_held_out(size_points):
     assert common == "1e+14 FLOPs"
     assert [known.values["flops"] == 1e14 for known in size_points] == is_held_out.tolist()
     (group,) = conclude(size_points)
-    text = report_text(STUDY, "python study.py", [group], [], [])
+    text = report_text(STUDY, "python study.py", [group], [], [], [])
     assert "all 6 runs of 1e+14 FLOPs, predicted from the other 24: their mean loss is " in text
 
 
@@ -133,9 +133,10 @@ def test_without_budgets_all_runs_of_the_largest_value_of_any_size_are_held_out(
 
 def test_what_the_runs_do_not_support_is_said_in_the_report(factor_points):
     groups = conclude([known for known in factor_points if known.values["k"] <= 2])
-    text = report_text(STUDY, "python study.py", groups, ["k-8"], ["measures.png"])
+    text = report_text(STUDY, "python study.py", groups, ["k-8"], ["k-1"], ["measures.png"])
     assert "No fit: A saturation curve needs 3 different K and 5 runs or more, found 2 and 4;" in text
     assert "Not finished: k-8." in text
+    assert "Stopped early, behind the others on their data, and left out of all fits: k-1." in text
 
 
 def test_a_score_that_falls_beyond_its_best_k_is_reported_as_falling(factor_points):
@@ -144,7 +145,7 @@ def test_a_score_that_falls_beyond_its_best_k_is_reported_as_falling(factor_poin
         for known in factor_points
         if known.values["agents"] == 2
     ]
-    text = report_text(STUDY, "python study.py", conclude(falling), [], [])
+    text = report_text(STUDY, "python study.py", conclude(falling), [], [], [])
     assert "from K = 2 (2 to 2) on rollout PSNR falls, by -" in text
     assert "stays level" not in text
 
@@ -152,11 +153,11 @@ def test_a_score_that_falls_beyond_its_best_k_is_reported_as_falling(factor_poin
 def test_the_report_says_which_parts_of_a_run_see_all_videos():
     points = [point(noisy(0.01 + videos**-0.5, videos), videos=videos) for videos in (8, 32, 128, 512)]
     shared = "Tokenizer and median frame are shared, and made of all training videos"
-    assert shared in report_text(STUDY, "python study.py", conclude(points), [], [])
+    assert shared in report_text(STUDY, "python study.py", conclude(points), [], [], [])
 
 
 def test_the_report_traces_every_point_to_its_directory_and_commit(factor_points):
-    text = report_text(STUDY, "python study.py", conclude(factor_points), [], ["measures.png"])
+    text = report_text(STUDY, "python study.py", conclude(factor_points), [], [], ["measures.png"])
     assert "4 agents: from K = 4 (4 to 4) on rollout PSNR stays level" in text
     rows = [line for line in text.splitlines() if "config.json" in line]
     assert len(rows) == len(factor_points)
