@@ -11,7 +11,8 @@ Command: python recipes/scaling_study.py --study factors --preset quickstart --d
 Hardware and hours: quickstart two CPU cores, an hour or less for factors and data together; multigrid one GPU or more,
 large a cluster, for as long as --dry-run says.
 
-Expected: report.md, figures and results.json in --out, with laws and intervals, or why the runs support none.
+Expected: report.md, figures and results.json in --out, with laws and intervals, or why the runs support none; the best
+models in frontier/.
 """
 
 import shlex

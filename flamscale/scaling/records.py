@@ -52,7 +52,7 @@ class RunRecord:
         return self.directory.root / "run.json"
 
     def read(self) -> dict[str, Any]:
-        """Returns what is on record; nothing finished or stopped and no attempt where there is none."""
+        """Returns what is on record; nothing finished and no attempt where there is none."""
         if not self._path.exists():
             return {"values": self.run.values, "attempts": [], "finished": False, "seconds": 0.0}
         return json.loads(self._path.read_text())
@@ -74,7 +74,7 @@ class RunRecord:
         self._write(self.read() | {"finished": True, "seconds": seconds, "timing": dataclasses.asdict(timing)})
 
     def stop(self) -> None:
-        """Records that the run was given up."""
+        """Records that the run was given up; no start of the study goes on with it."""
         self._write(self.read() | {"stopped": True})
 
     @property

@@ -40,6 +40,16 @@ def test_a_finished_run_of_a_study_that_moved_stays_finished(tiny_data: str, tmp
     assert RunRecord(only_run(str(tmp_path / "gone"), tmp_path / "there")).is_finished
 
 
+def test_a_stopped_run_is_no_finished_one_and_does_not_wait(tiny_data: str, tmp_path: Path):
+    run = only_run(tiny_data, tmp_path)
+    finish(run, Manifest.load(tiny_data).hash)
+    (tmp_path / "runs" / run.name / "run.json").unlink()
+    RunRecord(run).begin("abc")
+    RunRecord(run).stop()
+    assert RunRecord(run).state == "stopped"
+    assert not RunRecord(run).is_finished
+
+
 def test_a_finished_run_on_other_data_is_refused(tiny_data: str, tmp_path: Path):
     finish(only_run(tiny_data, tmp_path), "0" * 64)
     with pytest.raises(ConfigError, match=r"holds a run on another data set \(manifest 000000000000, that in"):
