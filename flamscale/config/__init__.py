@@ -7,6 +7,7 @@ from flamscale.config.control import ControlConfig
 from flamscale.config.data import DataConfig
 from flamscale.config.models import DynamicsConfig, FlamConfig, MonolithicConfig, TokenizerConfig, WorldModelConfig
 from flamscale.config.policy import PolicyConfig
+from flamscale.config.reproduce import ReproduceConfig
 from flamscale.config.run import MIN_FVD_FRAMES, ClusterConfig, EvaluationConfig, PretrainConfig, ProfileConfig
 from flamscale.config.serial import from_dict, to_json
 from flamscale.config.stages import (
@@ -30,6 +31,7 @@ __all__ = [
     "PolicyConfig",
     "PretrainConfig",
     "ProfileConfig",
+    "ReproduceConfig",
     "StageConfig",
     "TokenizerConfig",
     "TokenizerStageConfig",

@@ -91,6 +91,13 @@ class FrameScores:
         """Returns the mean SSIM of each clip."""
         return torch.cat(self.ssim).mean(dim=1)
 
+    def by_clip(self) -> dict[str, list[float]]:
+        """Returns each clip's mean PSNR (dB), SSIM and, with a network, LPIPS: what intervals are made of."""
+        found = {"psnr": self.psnr_by_clip(), "ssim": self.ssim_by_clip()}
+        if self.lpips:
+            found["lpips"] = torch.cat(self.lpips).mean(dim=1)
+        return {name: values.tolist() for name, values in found.items()}
+
     def psnr_by_step(self) -> list[float]:
         """Returns the mean PSNR of each prediction horizon, nearest first (dB)."""
         return torch.cat(self.psnr).mean(dim=0).tolist()

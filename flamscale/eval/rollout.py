@@ -107,6 +107,7 @@ def evaluate_rollouts(
         | {"true_actions": true_actions is not None},
         "tokenizer": scores["tokenizer"].means() | _codebook_result(indices, tokenizer.fsq.codebook_size),
         "factors": factors,
+        "by_clip": {name: score.by_clip() for name, score in scores.items()},
         "timings": {},
     }
     if fvd is not None:

@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch import nn
 
-from flamscale.config import PretrainConfig, StageConfig
+from flamscale.config import FlamConfig, PretrainConfig, StageConfig
 from flamscale.data.executors import serial
 from flamscale.data.ingest import Ingest
 from flamscale.data.labels import labelled_clips
@@ -93,11 +93,11 @@ def prepare(config: PretrainConfig) -> None:
 
 
 def train(config: PretrainConfig, entities: bool) -> Timing:
-    """Trains or resumes a run to its end, and measures its slots where asked; returns when it did what."""
+    """Trains or resumes a run to its end, and measures its slots where asked, if any; returns when it did what."""
     began = time.time()
     device, make_engine = _device(config)
     pretrain(config, make_engine, 0, 1, device)
-    if entities:
+    if entities and isinstance(config.flam, FlamConfig):
         write_result(Path(config.out) / ENTITIES, _measure_entities(config, device))
     return Timing(process_started=psutil.Process().create_time(), began=began, ended=time.time())
 
