@@ -54,14 +54,19 @@ def main(arguments: Sequence[str]) -> None:
         return
     from flamscale_cluster.sweep import FailedRunsError, run_study
 
+    from flamscale.reproduce.report import write_report
+    from flamscale.scaling.records import RunRecord
+
     failed: FailedRunsError | None = None
     for study in studies:
+        if all(RunRecord(run).is_finished for run in study.runs()):
+            continue
         try:
             run_study(study, chosen.sweep, shards_of(study, budget), entities=study is studies[0])
         except FailedRunsError as error:  # the others are worth a table
             failed = error
     command = shlex.join(["python", "recipes/reproduce.py", *sys.argv[1:]])
-    print(command, flush=True)
+    print(f"table: {write_report(config, studies, command)}", flush=True)
     if failed:
         raise failed
 

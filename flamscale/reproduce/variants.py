@@ -25,6 +25,8 @@ class Variant:
     """What a table calls it."""
     change: Callable[[PretrainConfig], PretrainConfig]
     """Makes it of the run that trains FLAM."""
+    paper: str = ""
+    """Variant that the paper's numbers beside it are of; empty for the same one."""
 
 
 FLAM = Variant(name="flam", title="FLAM", change=baselines.flam)
