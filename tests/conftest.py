@@ -35,7 +35,14 @@ torch.set_num_threads(1)  # as in the processes that tests start: sums then roun
 
 # Every annotated shape in these is checked at every call; it must stand before their first import.
 install_import_hook(
-    ["flamscale.eval", "flamscale.models", "flamscale.scaling", "flamscale.training.objectives", "flamscale_kernels"],
+    [
+        "flamscale.eval",
+        "flamscale.models",
+        "flamscale.reproduce",
+        "flamscale.scaling",
+        "flamscale.training.objectives",
+        "flamscale_kernels",
+    ],
     "beartype.beartype",
 )
 

@@ -140,9 +140,9 @@ def read_rows(runs: Sequence[Run], variants: Sequence[Variant]) -> list[Row]:
 
 
 def paper_rows(data: str, titles: Mapping[str, str]) -> list[Row]:
-    """Returns the paper's rows on a data set that no run of ours is of."""
+    """Returns the paper's rows on a data set that no run of ours is of, as far as they have a title here."""
     titles = {**titles, **_BESIDE_MODELS}
-    names = dict.fromkeys(known.row for known in REPORTED if known.data == data)
+    names = [known.row for known in REPORTED if known.data == data and known.row in titles]
     return [Row(data=data, name=name, title=titles[name], paper=reported(data, name)) for name in names]
 
 

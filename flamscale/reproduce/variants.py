@@ -52,8 +52,8 @@ def _global_coupling(run: PretrainConfig) -> PretrainConfig:
     return replace(run, flam=replace(_flam_of(run), coupling="global"))
 
 
-PREVIOUS_FRAME = Variant(name="previous-frame", title="slots start from the previous frame's", change=_previous_frame)
-GLOBAL_COUPLING = Variant(name="global-coupling", title="IDM and FDM see all slots", change=_global_coupling)
+PREVIOUS_FRAME = Variant(name="previous-frame", title="FLAM, slots from the previous frame", change=_previous_frame)
+GLOBAL_COUPLING = Variant(name="global-coupling", title="FLAM, global coupling", change=_global_coupling)
 
 
 def with_slots(num_slots: int) -> Variant:
@@ -75,7 +75,7 @@ def with_beta(beta: float) -> Variant:
         num_values = run.tokenizer.num_tokens * run.tokenizer.feature_channels
         return replace(run, flam_stage=replace(run.flam_stage, beta=beta / num_values))
 
-    return Variant(name=f"beta-{beta:g}", title=f"beta = {beta:g}", change=change)
+    return Variant(name=f"beta-{beta:g}", title=f"FLAM, beta = {beta:g}", change=change)
 
 
 @dataclass(frozen=True, kw_only=True)
