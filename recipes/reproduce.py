@@ -30,11 +30,11 @@ from flamscale.config import ReproduceConfig
 class Arguments:
     """Which table, at what cost, and where."""
 
+    config: Annotated[ReproduceConfig, tyro.conf.arg(name="")]
     dry_run: bool = False
     """Print every run and its cost, and run nothing."""
     tflops_per_s: float = 0.0
     """Model FLOP rate of a run's device that device-hours follow from (TFLOP/s); 0 for an assumption."""
-    table: Annotated[ReproduceConfig, tyro.conf.arg(name="")]
     sweep: Annotated[SweepConfig, tyro.conf.arg(name="")]
 
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     from flamscale.reproduce.tables import TABLES, shards_of
     from flamscale.scaling.cost import print_costs
 
-    config, budget = chosen.table, BUDGETS[chosen.table.budget]
+    config, budget = chosen.config, BUDGETS[chosen.config.budget]
     check_absolute([("--data", config.data), ("--out", config.out)])
     studies = TABLES[config.table].studies(config)
     for study in studies:
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str]) -> None:
         if all(RunRecord(run).is_finished for run in study.runs()):
             continue
         try:
+            # Entities of Procgen come and go, so that no probe can be fitted to each.
             run_study(study, chosen.sweep, shards_of(study, budget), entities=study is studies[0])
         except FailedRunsError as error:  # the others are worth a table
             failed = error

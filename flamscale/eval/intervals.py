@@ -1,4 +1,4 @@
-"""How sure a mean over clips is: one value a clip in, a confidence interval out."""
+"""How sure a mean over clips, or over runs and clips, is: values in, a confidence interval out."""
 
 import numpy as np
 from jaxtyping import Float
@@ -36,10 +36,9 @@ def bootstrap_interval(values: Float[Tensor, " M"], *, level: float = LEVEL, see
 def crossed_interval(values: Float[np.ndarray, "S M"], *, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
     """Returns the confidence interval of the mean over S runs and M clips, the same clips in every run.
 
-    Runs and clips are both drawn again, each on its own, so that it covers what either changes; NaN where a value is,
-    and of a single one.
-    No resample leaves the range of the runs: from three of them the interval is too narrow. Source: Owen, The
-    pigeonhole bootstrap (Annals of Applied Statistics 2007).
+    Runs and clips are both drawn again, each on its own, so that it covers what either changes. NaN where a value is,
+    and where there is but one. No resample leaves the range of the runs: from three of them the interval is too
+    narrow. Source: Owen, The pigeonhole bootstrap (Annals of Applied Statistics 2007).
     """
     if values.size == 1 or not np.isfinite(values).all():
         return float("nan"), float("nan")

@@ -33,9 +33,7 @@ class Budget:
     """Of each data set (count)."""
     policy: PolicyConfig
     tflops_per_s: float
-    """Assumed model FLOP rate of a run's device (TFLOP/s)."""
-    device: str
-    """What that device is."""
+    """Assumed model FLOP rate of a run's device: a CPU core, or a GPU in fp32 (TFLOP/s)."""
 
 
 def _smoke() -> PretrainConfig:
@@ -85,7 +83,6 @@ BUDGETS = {
             policy_steps=20,
         ),
         tflops_per_s=0.016,
-        device="a CPU core",
     ),
     "hour": Budget(
         base=_hour,
@@ -97,7 +94,6 @@ BUDGETS = {
         episodes=640,
         policy=PolicyConfig(num_seeds=2),
         tflops_per_s=0.016,
-        device="a CPU core",
     ),
     "full": Budget(
         base=multigrid,
@@ -110,6 +106,5 @@ BUDGETS = {
         episodes=39_063,  # a million training frames, as in the paper
         policy=PolicyConfig(),
         tflops_per_s=20.0,
-        device="a GPU in fp32",
     ),
 }  # fmt: skip

@@ -5,7 +5,6 @@ The paper's returns are of Procgen's games, another task, so none stand beside o
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from flamscale.config import PolicyConfig
 from flamscale.eval.policy import ALL_LABELS, EXPERT, FEW_LABELS, PSEUDO_LABELS, RANDOM, evaluate_policies
@@ -13,7 +12,6 @@ from flamscale.eval.report import write_result
 from flamscale.models.huggingface import FlamForWorldModeling
 from flamscale.reproduce.rows import RETURN, Row, data_title
 from flamscale.reproduce.tables import Comparison
-from flamscale.run_directory import RunDirectory
 from flamscale.scaling.records import RunRecord
 from flamscale.scaling.study import Run
 
@@ -21,11 +19,12 @@ _POLICIES = "policy.json"
 
 
 def try_policies(run: Run, config: PolicyConfig, device: str) -> None:
-    """Fits and plays policies with a finished run's model, unless that is done; writes policy.json beside it."""
-    path = Path(run.config.out) / _POLICIES
-    if path.exists():
+    """Fits and plays policies with a run's model, once it is finished; writes policy.json beside it, once."""
+    record = RunRecord(run)
+    path = record.directory.root / _POLICIES
+    if path.exists() or not record.is_finished:
         return
-    model = FlamForWorldModeling.from_pretrained(RunDirectory(Path(run.config.out)).model).to(device)
+    model = FlamForWorldModeling.from_pretrained(record.directory.model).to(device)
     write_result(path, evaluate_policies(model.tokenizer, model.flam, config))
 
 
@@ -33,8 +32,8 @@ def policy_rows(runs: Sequence[Run], config: PolicyConfig) -> list[Row]:
     """Returns a row for every kind of policy and number of labels: a return for each seed of model and policy."""
     earned: dict[int, dict[str, list[float]]] = {}
     for run in runs:
-        path = Path(run.config.out) / _POLICIES
-        if RunRecord(run).is_finished and path.exists():
+        path = RunRecord(run).directory.root / _POLICIES
+        if path.exists():
             policies = json.loads(path.read_text())["policies"]
             earned[int(run.values["seed"])] = {
                 _name(policy["policy"], policy["num_labels"]): policy["return_by_seed"] for policy in policies
@@ -57,6 +56,14 @@ def policy_comparisons(config: PolicyConfig) -> tuple[Comparison, ...]:
     return tuple(
         Comparison(first=_name(PSEUDO_LABELS, count), second=_name(FEW_LABELS, count), metrics=(RETURN,))
         for count in config.num_labels
+    )
+
+
+def describe_policies(config: PolicyConfig) -> str:
+    """Returns how policies are fitted and played, a sentence."""
+    return (
+        f"{config.num_seeds} seeds of policies for each model, {config.num_demonstrations:,} demonstrations and "
+        f"{config.num_levels} unseen levels a seed."
     )
 
 

@@ -12,7 +12,7 @@ from flamscale.eval.report import write_result
 from flamscale.reproduce.budgets import BUDGETS
 from flamscale.reproduce.figure import draw_rows
 from flamscale.reproduce.paper import PAPER_SETTING
-from flamscale.reproduce.policy import policy_comparisons, policy_rows, try_policies
+from flamscale.reproduce.policy import describe_policies, policy_comparisons, policy_rows, try_policies
 from flamscale.reproduce.rows import Difference, Metric, Row, paper_rows, read_rows
 from flamscale.reproduce.tables import TABLES, Comparison, Table
 from flamscale.scaling.estimate import LEVEL, Estimate
@@ -40,20 +40,20 @@ def write_report(config: ReproduceConfig, studies: Sequence[Study], command: str
     """
     table, budget, out = TABLES[config.table], BUDGETS[config.budget], Path(config.out)
     base = studies[0].base
+    settings = describe(base, config.budget)
     runs = [run for study in studies for run in study.runs()]
     if table.of_policies:
         for run in runs:
             try_policies(run, budget.policy, "cuda" if base.cluster.accelerator == "gpu" else "cpu")
         table = replace(table, comparisons=policy_comparisons(budget.policy))
         rows = policy_rows(runs, budget.policy)
+        settings += f" {describe_policies(budget.policy)}"
     else:
         variants = table.variants(budget)
         titles = {variant.name: variant.title for variant in variants}
         rows = read_rows(runs, variants)
         rows += [row for data in table.paper_data for row in paper_rows(data, titles)]
-    made = Provenance(
-        command=command, settings=describe(base, config.budget), runs=tuple(_run_json(run) for run in runs)
-    )
+    made = Provenance(command=command, settings=settings, runs=tuple(_run_json(run) for run in runs))
     return write_table(out, table, rows, made)
 
 
@@ -96,7 +96,8 @@ def table_text(
     """Returns the table as Markdown: question, numbers beside the paper's, what the intervals cover, differences."""
     parts = [f"# Reproduced: {table.name}", table.question, f"`{made.command}`", made.settings]
     parts += [_markdown(table.metrics, rows), _covers(table, rows)]
-    sources = sorted({known.source for row in rows for known in row.paper})
+    columns = {metric.name for metric in table.metrics}
+    sources = sorted({known.source for row in rows for known in row.paper if known.values.keys() & columns})
     if sources:
         parts.append(f"The paper: arXiv 2602.16229 ({'; '.join(sources)}), {PAPER_SETTING}.")
     if differences:
@@ -125,7 +126,7 @@ def describe(config: PretrainConfig, budget: str) -> str:
     return (
         f"Budget {budget}: {config.tokenizer.image_size} x {config.tokenizer.image_size} pixels, {slots}D = "
         f"{flam.width}, {stage.num_steps:,} steps of {stage.global_batch} clips; rollouts of "
-        f"{config.evaluation.rollout_steps} steps."
+        f"{config.evaluation.rollout_steps} steps on {config.evaluation.num_clips} held-out clips."
     )
 
 
