@@ -79,7 +79,8 @@ def _monolithic(
     shared |= {"num_blocks": (4 if action == "true" else 2) * of.num_blocks}
     shared |= {"activation_checkpointing": False}
     config = MonolithicConfig(**shared, action=action, num_agents=num_agents, num_agent_actions=num_agent_actions)
-    return replace(run, flam=config, flam_stage=replace(run.flam_stage, reconstruction_weight=0.0))
+    stage = replace(run.flam_stage, reconstruction_weight=0.0, contrastive_weight=0.0)
+    return replace(run, flam=config, flam_stage=stage)
 
 
 def _on_reconstructed_slots(run: PretrainConfig, config: FlamConfig) -> PretrainConfig:

@@ -149,6 +149,8 @@ def test_what_cannot_take_effect_is_refused() -> None:
     adaworld = MODELS["adaworld"](PRESETS["quickstart"]())
     with pytest.raises(ConfigError, match=r"reconstruction-weight 1\.0 cannot take effect in a monolithic model"):
         replace(adaworld, flam_stage=replace(adaworld.flam_stage, reconstruction_weight=1.0))
+    with pytest.raises(ConfigError, match=r"contrastive-weight 1\.0 cannot take effect in a monolithic model"):
+        replace(adaworld, flam_stage=replace(adaworld.flam_stage, contrastive_weight=1.0))
     with pytest.raises(ConfigError, match="slots-learn-from reconstruction needs flam-stage"):
         replace(MODELS["playslot"](PRESETS["quickstart"]()), flam_stage=FlamStageConfig(micro_batch=16))
     with pytest.raises(ConfigError, match="activation-checkpointing cannot take effect in a monolithic model"):

@@ -136,7 +136,7 @@ class PretrainConfig:
             f"flam.history-frames must be less than flam-stage.clip-frames, or rollouts would look back further than "
             f"training did; got {self.flam.history_frames} and {self.flam_stage.clip_frames}.",
         )
-        self._check_reconstruction()
+        self._check_slot_terms()
         for name in ("flam_stage", "evaluation"):
             stride = getattr(self, name).frame_stride
             require(
@@ -151,15 +151,18 @@ class PretrainConfig:
             f"profile.steps must end at step {last} or before, which every stage has, got {self.profile.steps}.",
         )
 
-    def _check_reconstruction(self) -> None:
-        weight = self.flam_stage.reconstruction_weight
+    def _check_slot_terms(self) -> None:
+        stage = self.flam_stage
+        for name in ("reconstruction_weight", "contrastive_weight"):
+            weight = getattr(stage, name)
+            require(
+                isinstance(self.flam, FlamConfig) or weight == 0,
+                f"flam-stage.{name.replace('_', '-')} {weight} cannot take effect in a {self.flam.model} model, which "
+                "has no slots; set it to 0.",
+            )
+        learns_from_prediction = not isinstance(self.flam, FlamConfig) or self.flam.slots_learn_from == "prediction"
         require(
-            isinstance(self.flam, FlamConfig) or weight == 0,
-            f"flam-stage.reconstruction-weight {weight} cannot take effect in a {self.flam.model} model, which has no "
-            "slots; set it to 0.",
-        )
-        require(
-            not isinstance(self.flam, FlamConfig) or self.flam.slots_learn_from == "prediction" or weight > 0,
+            learns_from_prediction or stage.reconstruction_weight > 0,
             "flam.slots-learn-from reconstruction needs flam-stage.reconstruction-weight above 0, got 0; pass 1, or "
             "--flam.slots-learn-from prediction.",
         )

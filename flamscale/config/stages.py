@@ -133,14 +133,26 @@ class FlamStageConfig(StageConfig):
     """Prediction depth P: the loss averages predictions 1 to P steps ahead, each fed with the one before (count)."""
     reconstruction_weight: float = 0.0
     """Weight of a term beyond Eq. 6: the error of each frame drawn from its own slots over the static scene (ratio)."""
+    contrastive_weight: float = 0.0
+    """Weight of a term beyond Eq. 6: each slot shall be like itself in the next frame and unlike all others (loss units
+    a nat; SlotContrast, arXiv 2412.14295); 0 leaves it out."""
+    contrastive_clips: int = 8
+    """Clips whose slots that term tells from one another (count); micro-batch is a multiple of it. Without effect on
+    others."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("beta", "reconstruction_weight"):
+        for name in ("beta", "reconstruction_weight", "contrastive_weight"):
             value = getattr(self, name)
             require(value >= 0, f"{name.replace('_', '-')} must be 0 or more, got {value}.")
         require(self.beta_warmup_start >= 0, f"beta-warmup-start must be 0 or more, got {self.beta_warmup_start}.")
         require(self.beta_warmup_steps >= 1, f"beta-warmup-steps must be at least 1, got {self.beta_warmup_steps}.")
+        require(self.contrastive_clips >= 1, f"contrastive-clips must be at least 1, got {self.contrastive_clips}.")
+        require(
+            self.contrastive_weight == 0 or self.micro_batch % self.contrastive_clips == 0,
+            f"micro-batch must be a multiple of contrastive-clips = {self.contrastive_clips}, got {self.micro_batch}; "
+            "change one of them, or set contrastive-weight to 0.",
+        )
         require(
             1 <= self.predict_steps < self.clip_frames,
             f"predict-steps must lie between 1 and clip-frames - 1 = {self.clip_frames - 1}, got {self.predict_steps}.",

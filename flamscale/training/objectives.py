@@ -1,9 +1,12 @@
 """Objectives of the two stages: a batch and a step in, a loss and its terms out."""
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
+from torch.nn import functional
 
 from flamscale.config import FlamStageConfig, TokenizerStageConfig
 from flamscale.models.flam import Flam
@@ -13,6 +16,8 @@ from flamscale.types import Batch
 
 MOVING_THRESHOLD = 0.05
 """Smallest change of any colour channel that counts as motion (share of the full range)."""
+CONTRAST_TEMPERATURE = 0.1
+"""What cosines are divided by in the contrastive term, as published (arXiv 2412.14295)."""
 
 
 class TokenizerObjective(nn.Module):
@@ -62,7 +67,8 @@ class FlamObjective(nn.Module):
     """Stage 2: Eq. 6, its squared error as a mean, its KL summed over factors (see `FlamStageConfig`).
 
     The optional reconstruction term shows the aggregator where each slot is without waiting for the IDM and FDM to
-    carry it there. Eq. 6 alone learns slowly to draw an entity on a patch where none was.
+    carry it there. Eq. 6 alone learns slowly to draw an entity on a patch where none was. The optional contrastive term
+    (`contrast_slots`) shall bind a slot to its entity; it has not been measured here yet.
     """
 
     def __init__(self, flam: WorldModel, config: FlamStageConfig) -> None:
@@ -105,7 +111,28 @@ class FlamObjective(nn.Module):
             reconstruction_loss = (self.flam.reconstruct(output.slots) - features).square().mean()
             loss = loss + self.config.reconstruction_weight * reconstruction_loss
             metrics["reconstruction_loss"] = reconstruction_loss.detach()
+        if self.config.contrastive_weight > 0:
+            contrastive_loss = contrast_slots(output.slots, self.config.contrastive_clips)
+            loss = loss + self.config.contrastive_weight * contrastive_loss
+            metrics["contrastive_loss"] = contrastive_loss.detach()
         return loss, metrics
+
+
+def contrast_slots(slots: Float[Tensor, "B T K D"], num_clips: int) -> Float[Tensor, ""]:
+    """Cross-entropy of finding each slot of a frame again among those of the next one in `num_clips` clips (nats).
+
+    A slot's own successive values attract each other, all others repel. Other clips' slots of the same number are among
+    these, or a slot's learned first value would be enough to know it by.
+
+    Source: SlotContrast (Manasyan et al., arXiv 2412.14295, Section 3), which contrasts the whole batch. Here it is
+    groups of successive clips, so that the loss depends on neither world size nor micro-batch.
+    """
+    num_clips = math.gcd(num_clips, len(slots))  # fewer only where a clip's cost is counted
+    directions = functional.normalize(slots, dim=-1).unflatten(0, (-1, num_clips))
+    directions = directions.transpose(1, 2).flatten(2, 3)  # [B / num_clips, T, num_clips x K, D]
+    cosines = directions[:, :-1] @ directions[:, 1:].mT
+    found = (cosines / CONTRAST_TEMPERATURE).log_softmax(dim=-1).diagonal(dim1=-2, dim2=-1)
+    return -found.mean()
 
 
 class FlamInputs:

@@ -9,7 +9,14 @@ from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
 from flamscale.config import FlamStageConfig, TokenizerStageConfig
-from flamscale.training.objectives import FlamInputs, FlamObjective, TokenizerInputs, TokenizerObjective
+from flamscale.errors import ConfigError
+from flamscale.training.objectives import (
+    FlamInputs,
+    FlamObjective,
+    TokenizerInputs,
+    TokenizerObjective,
+    contrast_slots,
+)
 from flamscale.training.optimizer import build_optimizer, set_learning_rate
 from flamscale.types import Batch
 from tests.small_models import TRUE_ACTIONS, small_flam, small_monolithic, small_tokenizer
@@ -137,6 +144,81 @@ def test_a_reconstruction_term_draws_each_frame_from_its_own_slots_over_the_stat
     error = (drawn - features).square().mean()
     assert_close(loss, plain + 2.0 * error)
     assert_close(metrics["reconstruction_loss"], error.detach())
+
+
+def test_a_contrastive_term_is_the_cross_entropy_of_finding_each_slot_again() -> None:
+    slots = torch.randn(6, 5, 3, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = []
+    for group in (range(0, 3), range(3, 6)):
+        others = [(clip, slot) for clip in group for slot in range(3)]
+        for step in range(4):
+            for clip, slot in others:
+                cosines = torch.stack(
+                    [torch.cosine_similarity(slots[clip, step, slot], slots[a, step + 1, b], dim=0) for a, b in others]
+                )
+                found.append((cosines / 0.1).softmax(dim=0)[others.index((clip, slot))])
+    assert_close(contrast_slots(slots, 3), -torch.stack(found).log().mean())
+
+
+def test_slots_that_stand_still_and_apart_have_no_contrastive_loss_and_alike_ones_that_of_a_guess() -> None:
+    apart = torch.eye(12).view(4, 1, 3, 12).expand(4, 5, 3, 12)
+    assert contrast_slots(apart, 4) < 1e-3
+    assert_close(
+        contrast_slots(apart.roll(1, dims=2) * torch.linspace(1, 9, 5).view(5, 1, 1), 4), contrast_slots(apart, 4)
+    )
+    assert_close(contrast_slots(torch.ones(4, 5, 3, 12), 4), torch.tensor(12.0).log())
+
+
+def test_a_contrastive_step_draws_a_slot_to_its_next_value_and_from_all_others() -> None:
+    slots = torch.randn(4, 2, 3, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def cosines(of: Tensor) -> Tensor:
+        now, after = nn.functional.normalize(of, dim=-1).transpose(0, 1).flatten(1, 2)
+        return now @ after.T
+
+    slots.requires_grad_()
+    contrast_slots(slots, 4).backward()
+    moved = slots.detach() - 1e-2 * slots.grad
+    change = cosines(moved) - cosines(slots.detach())
+    own = torch.eye(12, dtype=torch.bool)
+    assert (change[own] > 0).all()
+    assert change[~own].mean() < 0
+
+
+def test_the_contrastive_loss_of_a_batch_is_the_mean_of_its_micro_batches() -> None:
+    slots = torch.randn(8, 5, 3, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    parts = [contrast_slots(part, 2) for part in slots.split(4)]
+    assert_close(sum(parts) / 2, contrast_slots(slots, 2))
+
+
+def test_a_contrastive_weight_adds_the_term_to_the_loss_and_its_value_to_the_records() -> None:
+    flam = small_flam()
+    features = torch.randn(2, 5, 9, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    arguments = features, torch.zeros(2, 4, 3, 4, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+    plain, without = FlamObjective(flam, STAGE)(*arguments)
+    stage = replace(STAGE, contrastive_weight=2.0, contrastive_clips=2)
+    loss, metrics = FlamObjective(flam, stage)(*arguments)
+    term = contrast_slots(flam.encode(features)[0], 2)
+    assert_close(loss, plain + 2.0 * term)
+    assert_close(metrics["contrastive_loss"], term.detach())
+    assert not metrics["contrastive_loss"].requires_grad
+    assert "contrastive_loss" not in without
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"contrastive_weight": -1.0}, "contrastive-weight must be 0 or more, got -1.0"),
+        ({"contrastive_clips": 0}, "contrastive-clips must be at least 1, got 0"),
+        (
+            {"contrastive_weight": 1.0, "contrastive_clips": 5},
+            "micro-batch must be a multiple of contrastive-clips = 5",
+        ),
+    ],
+)
+def test_contrastive_settings_that_cannot_be_are_refused(changes: dict[str, float], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        replace(STAGE, **changes)
 
 
 def test_moving_pixels_weigh_more() -> None:
