@@ -30,7 +30,7 @@ def genie(run: PretrainConfig) -> PretrainConfig:
 
 
 def true_actions(run: PretrainConfig) -> PretrainConfig:
-    """A world model given the true actions of all agents; of Procgen, whose labels tell the player's alone, of one.
+    """A world model given the true actions of all agents, up to four; of Procgen its labels tell the player's alone.
 
     The 15 values are those of Procgen, of which MultiGrid has 3.
     """

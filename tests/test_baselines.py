@@ -33,12 +33,6 @@ def tokenizer_from(tmp_path_factory: pytest.TempPathFactory, tiny_data: str) -> 
     return str(out)
 
 
-def baseline(name: str, run: PretrainConfig) -> PretrainConfig:
-    """A run on the tiny data, whose two agents a model of true actions has to know of."""
-    run = MODELS[name](run)
-    return replace(run, flam=replace(run.flam, num_agents=2)) if name == "true-actions" else run
-
-
 def short(run: PretrainConfig, num_steps: int = 2) -> PretrainConfig:
     """The run with fewer steps and nothing validated."""
     steps = {"num_steps": num_steps, "global_batch": 4, "validate_every": 0, "checkpoint_every": 1}
@@ -51,7 +45,7 @@ def short(run: PretrainConfig, num_steps: int = 2) -> PretrainConfig:
 def test_it_is_trained_evaluated_exported_and_loaded(
     name: str, tiny_data: str, tokenizer_from: str, tmp_path: Path
 ) -> None:
-    run = baseline(name, replace(short(tiny_config(tiny_data, tmp_path)), tokenizer_from=tokenizer_from))
+    run = MODELS[name](replace(short(tiny_config(tiny_data, tmp_path)), tokenizer_from=tokenizer_from))
     result = run_tiny(run)
     assert math.isfinite(result["rollout"]["psnr"])
     assert len(result["factors"]["kl"]) == run.flam.num_actions
@@ -73,7 +67,7 @@ def test_a_resumed_baseline_learns_what_an_uninterrupted_one_does(
     name: str, tiny_data: str, tokenizer_from: str, tmp_path: Path
 ) -> None:
     def run(out: str) -> PretrainConfig:
-        return baseline(name, replace(short(tiny_config(tiny_data, tmp_path / out)), tokenizer_from=tokenizer_from))
+        return MODELS[name](replace(short(tiny_config(tiny_data, tmp_path / out)), tokenizer_from=tokenizer_from))
 
     run_tiny(run("whole"))
     run_tiny(run("resumed"))
@@ -104,7 +98,7 @@ def test_a_baseline_with_actions_has_about_as_many_weights_as_flam(name: str, pr
 @pytest.mark.parametrize(
     ("flam", "sentence"),
     [
-        ({}, r"num-agents is 4, and the true actions of .* are of 2: pass --flam\.num-agents 2"),
+        ({"num_agents": 1}, r"num-agents is 1, and the true actions of .* are of 2 agents: pass --flam\.num-agents 2"),
         ({"num_agents": 2, "num_agent_actions": 2}, r"go from 0 to 2: pass --flam\.num-agent-actions 3"),
     ],
 )

@@ -142,7 +142,7 @@ class MonolithicConfig(DynamicsConfig):
     """Action of the scene: gaussian (AdaWorld) or quantized, one of the codes of action-levels (Genie), both inferred;
     or true, made of the true actions of all agents, which the data set's labels tell."""
     num_agents: int = 0
-    """Agents that have a true action each (count); 0 where actions are inferred."""
+    """Agents that have a true action each, at most (count); 0 where actions are inferred."""
     num_agent_actions: int = 0
     """Values of one agent's true action, numbered from 0 (count); 0 where actions are inferred."""
 

@@ -29,12 +29,12 @@ class TrueActions:
     Args:
         data: the videos.
         split: train, validation or test.
-        num_agents: agents E that act in every sample (count).
+        num_agents: most agents E that may act in a sample (count); as many in each.
         num_agent_actions: values of one agent's action, numbered from 0 (count).
 
     Raises:
         DataError: no such split, or a sample has no labels, damaged ones, or none of actions.
-        ConfigError: they are of another number of agents, or have other values.
+        ConfigError: they are of more agents, or not of as many in each sample, or have other values.
     """
 
     def __init__(self, data: Mixture, split: str, *, num_agents: int, num_agent_actions: int) -> None:
@@ -44,6 +44,12 @@ class TrueActions:
                 list(pool.map(partial(self._read, shard, shard.samples), range(len(shard))))
                 for shard in data.of_split(split)
             ]
+        found = {actions.shape[1] for shard in self._shards for actions in shard}
+        if len(found) > 1:
+            raise ConfigError(
+                f"True actions must be of as many agents in every sample, found {min(found)} to {max(found)}; "
+                f"{_REMEDY}, or data of one kind."
+            )
 
     def of(self, clips: Sequence[Clip], clip_frames: int) -> Int64[Tensor, "n L E"]:
         """Returns actions of clips of successive frames, actions[:, t] leading from frame t to t + 1."""
@@ -59,10 +65,10 @@ class TrueActions:
                 f"Expected integer actions for each of the {num_steps} steps in the labels of {where}, found "
                 f"{found.dtype} {list(found.shape)}: make the shards anew with recipes/make_shards.py, or {_REMEDY}."
             )
-        if actions.shape[1] != self._num_agents:
+        if actions.shape[1] > self._num_agents:
             raise ConfigError(
-                f"flam.num-agents is {self._num_agents}, and the true actions of {where} are of {actions.shape[1]}: "
-                f"pass --flam.num-agents {actions.shape[1]}, or other data."
+                f"flam.num-agents is {self._num_agents}, and the true actions of {where} are of {actions.shape[1]} "
+                f"agents: pass --flam.num-agents {actions.shape[1]}, or other data."
             )
         if num_steps and not 0 <= actions.min() <= actions.max() < self._num_agent_actions:
             raise ConfigError(

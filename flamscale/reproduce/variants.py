@@ -33,6 +33,7 @@ FLAM = Variant(name="flam", title="FLAM", change=baselines.flam)
 ADAWORLD = Variant(name="adaworld", title="AdaWorld", change=baselines.adaworld)
 GENIE = Variant(name="genie", title="Genie", change=baselines.genie)
 SLOTFORMER = Variant(name="slotformer", title="SlotFormer", change=baselines.slotformer)
+TRUE_ACTIONS = Variant(name="true-actions", title="given the true actions", change=baselines.true_actions)
 PLAYSLOT = Variant(name="playslot", title="PlaySlot", change=baselines.playslot)
 
 BASELINES = (
@@ -40,6 +41,7 @@ BASELINES = (
     GENIE,
     SLOTFORMER,
     PLAYSLOT,
+    TRUE_ACTIONS,
 )
 """In the order of the rows."""
 

@@ -138,7 +138,7 @@ def labelled(folder: Path, labels: dict[str, np.ndarray]) -> Mixture:
 def test_actions_of_a_single_player_are_those_of_one_agent(tmp_path: Path) -> None:
     data = labelled(tmp_path, {"actions": np.array([4, 0, 14, 7, 7])})
     _, clips = read_spread(data, ClipSpace(data.of_split("test"), 3, 1, 1), 100)
-    actions = TrueActions(data, "test", num_agents=1, num_agent_actions=15).of(clips, 3)
+    actions = TrueActions(data, "test", num_agents=4, num_agent_actions=15).of(clips, 3)
     assert actions[..., 0].tolist() == [[4, 0], [0, 14], [14, 7], [7, 7]]
 
 
@@ -156,7 +156,7 @@ def test_actions_of_a_single_player_are_those_of_one_agent(tmp_path: Path) -> No
         (
             {"actions": np.zeros((5, 4), dtype=int)},
             ConfigError,
-            r"num-agents is 2, .* are of 4: pass --flam\.num-agents 4",
+            r"num-agents is 2, .* are of 4 agents: pass --flam\.num-agents 4",
         ),
         (
             {"actions": np.full((5, 2), 9)},
@@ -170,6 +170,15 @@ def test_data_without_the_wanted_actions_are_refused_in_one_sentence(
 ) -> None:
     with pytest.raises(error, match=sentence):
         TrueActions(labelled(tmp_path, labels), "test", num_agents=2, num_agent_actions=3)
+
+
+def test_samples_of_different_numbers_of_agents_are_refused(tmp_path: Path) -> None:
+    parts = [labelled(tmp_path / str(n), {"actions": np.zeros((5, n), dtype=int)}) for n in (1, 2)]
+    both = Mixture.load([str(tmp_path / str(n)) for n in (1, 2)])
+    for part in parts:
+        TrueActions(part, "test", **AGENTS)
+    with pytest.raises(ConfigError, match=r"as many agents in every sample, found 1 to 2; choose another --model"):
+        TrueActions(both, "test", **AGENTS)
 
 
 def test_a_missing_shard_is_told_in_one_sentence(own_data_set: Manifest) -> None:

@@ -146,7 +146,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> FlamForWorldModeling:
     torch.manual_seed(0)
     FlamForWorldModeling.from_modules(Tokenizer(TOKENIZER), Monolithic(TRUE_ACTIONS, TOKENIZER)).save_pretrained(folder)
     card = (folder / "README.md").read_text()
-    assert "trained on video and the true actions of 2 agents" in card
+    assert "trained on video and the true actions of up to 2 agents" in card
     assert "infer" not in card
     return FlamForWorldModeling.from_pretrained(folder)
 
@@ -172,7 +172,7 @@ def test_a_model_of_true_actions_says_that_it_infers_none(given: FlamForWorldMod
 @pytest.mark.parametrize(
     ("actions", "sentence"),
     [
-        (torch.zeros(2, 4, 3).long(), "of 2 agents from 0 to 2, got those of 3 from 0 to 0"),
+        (torch.zeros(2, 4, 3).long(), "of up to 2 agents from 0 to 2, got those of 3 from 0 to 0"),
         (torch.full((2, 4, 2), 3), "of 2 agents from 0 to 2, got those of 2 from 3 to 3"),
     ],
 )
