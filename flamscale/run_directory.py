@@ -39,6 +39,7 @@ _FREE_SETTINGS = (
     "prefetch_batches",
     "shard_cache",
     "shard_cache_gib",
+    "fetch_cache_mib",
     "cache_mib",
     "kernels",
     "attention",

@@ -34,6 +34,9 @@ class DataConfig:
     (one in $TMPDIR, /tmp if that is not set, which leaves half of the free space alone), a path, or empty for none."""
     shard_cache_gib: float = 64.0
     """Size of all these copies together (GiB); the least recently used go first."""
+    fetch_cache_mib: int = 256
+    """Memory each reading process may fill with what it fetched from an object store, where there are no copies (MiB);
+    fastest if it holds the window-shards largest shards; 0 asks the store for every clip anew."""
     cache_mib: int = 0
     """Memory a worker process may fill with whole decoded samples (MiB); 0 decodes just the frames of each clip."""
     max_bad_fraction: float = 0.01
@@ -67,6 +70,7 @@ class DataConfig:
         require(self.shard_cache_gib > 0, f"data.shard-cache-gib must be above 0, got {self.shard_cache_gib}.")
         require(self.window_shards >= 1, f"data.window-shards must be at least 1, got {self.window_shards}.")
         require(self.prefetch_batches >= 0, f"data.prefetch-batches must be 0 or more, got {self.prefetch_batches}.")
+        require(self.fetch_cache_mib >= 0, f"data.fetch-cache-mib must be 0 or more, got {self.fetch_cache_mib}.")
         require(self.cache_mib >= 0, f"data.cache-mib must be 0 or more, got {self.cache_mib}.")
         require(
             0 <= self.max_bad_fraction <= 1,

@@ -15,6 +15,7 @@ import torch
 from flamscale.config import DataConfig
 from flamscale.data.actions import TrueActions
 from flamscale.data.clips import ClipSpace
+from flamscale.data.fetch import Fetcher
 from flamscale.data.mixture import Mixture
 from flamscale.data.order import MixtureOrder
 from flamscale.data.reader import ClipReader, Findings, SampleId, Transform
@@ -87,6 +88,7 @@ class ClipLoader:
         assert actions is None or frame_stride == 1, "one true action leads from frame to frame"
         shards = data.train_shards(config.train_samples) if split == "train" else data.of_split(split)
         space = ClipSpace(shards, clip_frames, frame_stride, clip_hop)
+        shard_cache = _shard_cache(config, space, node_ranks / world_size)
         order = MixtureOrder(data.clips_of_parts(space, split), data.weights, config.window_shards, seed)
         self._reader = ClipReader(
             space,
@@ -96,7 +98,8 @@ class ClipLoader:
             transform=transform,
             decode_backend=config.decode_backend,
             decode_threads=config.decode_threads,
-            shard_cache=_shard_cache(config, space, node_ranks / world_size),
+            shard_cache=shard_cache,
+            fetcher=None if shard_cache else _fetcher(config, space, data, world_size),
         )
         self._read = PositionReader(order, self._reader)
         self._batch_bytes = micro_batch * clip_frames * data.frame_bytes
@@ -202,13 +205,29 @@ class ClipLoader:
 
 def _shard_cache(config: DataConfig, space: ClipSpace, node_share: float) -> ShardCache | None:
     """Returns the cache of shards in a store, unless it is off or this node needs less than half of their samples."""
-    clips_a_sample = space.num_clips / sum(len(shard) for shard in space.shards)
-    read_share = 1 - (1 - min(node_share, 1)) ** clips_a_sample
     in_store = any("://" in shard.url for shard in space.shards)
-    if not config.shard_cache or read_share < 0.5 or not in_store:
+    if not config.shard_cache or _samples_share(space, node_share) < 0.5 or not in_store:
         return None
     limit_bytes = int(config.shard_cache_gib * 2**30)
     return temporary_cache(limit_bytes) if config.shard_cache == "auto" else ShardCache(config.shard_cache, limit_bytes)
+
+
+def _fetcher(config: DataConfig, space: ClipSpace, data: Mixture, world_size: int) -> Fetcher:
+    """Returns who reads without copies; it keeps what it fetched, unless a process meets few samples a second time.
+
+    Where it can keep all that a window holds, it fetches in blocks.
+    """
+    if _samples_share(space, 1 / (world_size * max(config.num_processes, 1))) < 0.5:
+        return Fetcher(space, data.content)
+    largest = sorted(shard.size_bytes for shard in space.shards)[-config.window_shards * len(data.manifests) :]
+    limit_bytes = config.fetch_cache_mib * 2**20
+    return Fetcher(space, data.content, limit_bytes=limit_bytes, in_blocks=sum(largest) <= limit_bytes)
+
+
+def _samples_share(space: ClipSpace, clips_share: float) -> float:
+    """Returns the share of all samples that are met by whoever reads a random share of the clips."""
+    clips_a_sample = space.num_clips / sum(len(shard) for shard in space.shards)
+    return 1 - (1 - min(clips_share, 1)) ** clips_a_sample
 
 
 class Quarantine:

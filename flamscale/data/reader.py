@@ -1,8 +1,8 @@
 """Clip numbers in, frames out: byte ranges are fetched, checked against the manifest, decoded and cut.
 
 A damaged sample costs only itself: the next candidate takes its place, and what was wrong is handed on. Reads a local
-shard by its open file, a shard of an object store from its local copy if there is one, and else by range requests, of
-which a micro-batch's are all under way at once. Knows no torch, so that worker processes start quickly.
+shard by its open file, a shard of an object store from its local copy if there is one, and else by range requests.
+Knows no torch, so that worker processes start quickly.
 """
 
 import hashlib
@@ -21,15 +21,16 @@ from flamscale.data import storage
 from flamscale.data.clips import Clip, ClipSpace
 from flamscale.data.decode import Backend, decode_frames
 from flamscale.data.decode_latents import decode_latents
+from flamscale.data.fetch import Contents, Fetcher
 from flamscale.data.manifest import VIDEO
-from flamscale.data.ranges import OpenFiles, SampleId, merge, part_of
+from flamscale.data.ranges import OpenFiles, SampleId
 from flamscale.data.shard_cache import ShardCache
 from flamscale.errors import DataError
 
 Transform = Callable[[np.ndarray], np.ndarray]
 """Maps uint8 [F, H, W, 3] frames to [F, ...], each frame for itself (for example to codebook indices [F, N])."""
 
-_REQUESTS = 16  # range requests under way at once
+_AHEAD_BYTES = 2**25  # of samples requested ahead for one micro-batch; those beyond are when it is read
 
 
 class BadSampleError(DataError):
@@ -61,6 +62,7 @@ class ClipReader:
         decode_backend: see `decode_frames`.
         decode_threads: clips decoded at once (count).
         shard_cache: local copies of whole shards, used where there are any.
+        fetcher: asks an object store for what there is no copy of; None for one that keeps nothing.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class ClipReader:
         decode_backend: Backend | Literal["auto"] = "auto",
         decode_threads: int = 1,
         shard_cache: ShardCache | None = None,
+        fetcher: Fetcher | None = None,
     ) -> None:
         self._space = space
         self._content = content
@@ -82,6 +85,7 @@ class ClipReader:
         self._decode_backend: Backend | Literal["auto"] = decode_backend
         self._decode_threads = decode_threads
         self._shard_cache = shard_cache
+        self._fetcher = fetcher or Fetcher(space, content)
         self._cache: OrderedDict[SampleId, np.ndarray] = OrderedDict()
         self._cache_limit_bytes = cache_mib * 2**20
         self.cache_bytes = 0
@@ -97,12 +101,10 @@ class ClipReader:
     def _start(self) -> None:
         self._files = OpenFiles()
         self._cache_lock = threading.Lock()
-        self._cancel = threading.Event()
         self._decoders = ThreadPoolExecutor(self._decode_threads, "decode") if self._decode_threads > 1 else None
-        self._requests: ThreadPoolExecutor | None = None  # made in the process that sends some
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_files", "_cache_lock", "_cancel", "_decoders", "_requests")
+        own = ("_files", "_cache_lock", "_decoders")
         return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -118,24 +120,46 @@ class ClipReader:
             return None
         return np.ndarray((count, self._space.clip_frames, *self._frame_shape), np.uint8, memory)
 
-    def read(self, wanted: Sequence[Iterable[int]], out: np.ndarray | None = None) -> tuple[list[np.ndarray], Findings]:
+    @property
+    def in_store(self) -> bool:
+        """Whether any shard lies in an object store."""
+        return len(self._local) < len(self._space.shards)
+
+    def request(self, numbers: Iterable[int]) -> Contents:
+        """Sends the range requests for clips that will be read, as far as memory allows; returns what `read` takes."""
+        samples: set[SampleId] = set()
+        size_bytes = 0
+        for clip in map(self._space.clip, numbers):
+            sample_id = clip.shard, clip.sample
+            if clip.shard in self._local or sample_id in self._bad:
+                continue
+            size_bytes += int(self._space.samples(clip.shard).members[self._content].sizes[clip.sample])
+            if size_bytes > _AHEAD_BYTES:
+                break
+            samples.add(sample_id)
+        return self._contents(samples)
+
+    def read(
+        self, wanted: Sequence[Iterable[int]], out: np.ndarray | None = None, requested: Contents | None = None
+    ) -> tuple[list[np.ndarray], Findings]:
         """Reads a clip [T, ...] for each entry of `wanted`: the first of its clip numbers whose sample is sound.
 
         Args:
             wanted: clip numbers.
+            requested: what `request` returned for these clips, if it was asked.
             out: decoded into and returned clip by clip, if given; made by `batch`.
 
         Raises:
             DataError: an entry has none, or the storage cannot be reached.
         """
-        findings = Findings()
+        findings, requested = Findings(), requested or {}
         candidates = [iter(entry) for entry in wanted]
         read: dict[int, tuple[Clip, np.ndarray]] = {}
         while len(read) < len(wanted):
             chosen = {i: self._next_sound(candidates[i], findings) for i in range(len(wanted)) if i not in read}
             samples = {(clip.shard, clip.sample) for clip in chosen.values()}
             findings.tried.update(samples)
-            contents = self._request(samples)
+            contents = requested | self._contents(samples - requested.keys())
             run_each = map if self._decoders is None else self._decoders.map
             places = [None if out is None else out[i] for i in chosen]
             results = run_each(partial(self._read_clip, contents), chosen.values(), places)
@@ -155,13 +179,13 @@ class ClipReader:
 
     def cancel(self) -> None:
         """Has reads under way in other threads give up at their next failure, until `close`."""
-        self._cancel.set()
+        self._fetcher.cancel()
 
     def close(self) -> None:
         """Closes files and ends threads; reading again opens them anew."""
-        for pool in (self._decoders, self._requests):
-            if pool is not None:
-                pool.shutdown(cancel_futures=True)
+        if self._decoders is not None:
+            self._decoders.shutdown(cancel_futures=True)
+        self._fetcher.close()
         if self._shard_cache is not None:
             self._shard_cache.close()
         self._files.close()
@@ -179,10 +203,10 @@ class ClipReader:
             f"these shards anew."
         )
 
-    def _request(self, samples: set[SampleId]) -> dict[SampleId, Callable[[], bytes]]:
-        """Sends the range requests for all samples that need one; returns how to get each sample's bytes."""
-        contents: dict[SampleId, Callable[[], bytes]] = {}
-        remote: dict[int, list[tuple[int, int, SampleId]]] = {}
+    def _contents(self, samples: Iterable[SampleId]) -> Contents:
+        """Returns how to get the bytes of samples that are not decoded yet; sends the range requests this takes."""
+        contents: Contents = {}
+        remote: list[SampleId] = []
         for shard, sample in samples:
             if (shard, sample) in self._cache:
                 continue
@@ -195,18 +219,8 @@ class ClipReader:
             elif (copy := self._copy_of(shard)) is not None:
                 contents[shard, sample] = partial(self._read_copy, copy, offset, size_bytes)
             else:
-                remote.setdefault(shard, []).append((offset, size_bytes, (shard, sample)))
-        if not remote:
-            return contents
-        if self._requests is None:
-            self._requests = ThreadPoolExecutor(_REQUESTS, "range-requests")
-        for shard, ranges in remote.items():
-            for start, end, members in merge(ranges):
-                url = self._space.shards[shard].url
-                reply = self._requests.submit(storage.read_range, url, start, end - start, self._cancel)
-                for offset, size_bytes, sample_id in members:
-                    contents[sample_id] = partial(part_of, reply, offset - start, size_bytes)
-        return contents
+                remote.append((shard, sample))
+        return contents | self._fetcher.request(remote) if remote else contents
 
     def _copy_of(self, shard: int) -> Path | None:
         if self._shard_cache is None:
@@ -214,9 +228,7 @@ class ClipReader:
         copy = self._shard_cache.copy_of(self._space.shards[shard])
         return copy if copy in self._files or copy.exists() else None
 
-    def _read_clip(
-        self, contents: dict[SampleId, Callable[[], bytes]], clip: Clip, out: np.ndarray | None
-    ) -> np.ndarray | BadSampleError:
+    def _read_clip(self, contents: Contents, clip: Clip, out: np.ndarray | None) -> np.ndarray | BadSampleError:
         """Returns the clip's frames [T, ...], in `out` if given, or what is wrong with its sample."""
         shard, sample_id, space = self._space.shards[clip.shard], (clip.shard, clip.sample), self._space
         samples = space.samples(clip.shard)
@@ -235,18 +247,18 @@ class ClipReader:
         except BadSampleError as error:
             return BadSampleError(f"sample {samples.key(clip.sample)} of {shard.url}, {error}")
 
-    def _content_of(self, clip: Clip, contents: dict[SampleId, Callable[[], bytes]]) -> bytes:
+    def _content_of(self, clip: Clip, contents: Contents) -> bytes:
         """Returns the sample's file as the manifest knows it; what comes damaged from elsewhere is asked for again.
 
         What lies on local disk is checked the first time, and from then on by its length alone.
         """
-        samples, url = self._space.samples(clip.shard), self._space.shards[clip.shard].url
+        samples = self._space.samples(clip.shard)
         expected = samples.sha256(clip.sample)
         sample_id = clip.shard, clip.sample
         sound = self._sound.get(clip.shard)
         if sound is None:
             sound = self._sound[clip.shard] = bytearray(len(samples))
-        get = contents.get(sample_id) or self._request({sample_id})[sample_id]  # it fell out of the cache meanwhile
+        get = contents.get(sample_id) or self._contents({sample_id})[sample_id]  # it fell out of the cache meanwhile
         content = get()
         if self._content != VIDEO and not samples.members[self._content].sizes[clip.sample]:
             raise BadSampleError("whose video was damaged when latents were made of it")
@@ -256,9 +268,7 @@ class ClipReader:
             sound[clip.sample] = clip.shard in self._local
             return content
         if clip.shard not in self._local:
-            member = samples.members[self._content]
-            offset, size_bytes = int(member.offsets[clip.sample]), int(member.sizes[clip.sample])
-            content = storage.read_range(url, offset, size_bytes, self._cancel)
+            content = self._fetcher.again(sample_id)
             if hashlib.sha256(content).digest() == expected:
                 return content
         raise BadSampleError("whose checksum is not the manifest's")

@@ -3,7 +3,8 @@
 In: the positions of each micro-batch, in order. Out: their clips, in the same order. Processes come from a fork server,
 which has never touched an object store's client, and write into shared memory that the caller gets as it is, to be used
 again once the caller has dropped it; a killed process is replaced, and what was in its hands is read again. They start
-behind the first micro-batch, and until they are up, the thread reads: nothing ever waits for a process to start.
+behind the first micro-batch, and until they are up, the thread reads: nothing ever waits for a process to start. They
+take micro-batches in turn, so that each knows which it will read later, and has them sent by an object store meanwhile.
 """
 
 import contextlib
@@ -18,14 +19,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import numpy as np
 
+from flamscale.data.fetch import Contents
 from flamscale.data.order import MixtureOrder
 from flamscale.data.reader import ClipReader, Findings
 from flamscale.errors import ConfigError, DataError
@@ -42,18 +43,36 @@ class PositionReader:
 
     order: MixtureOrder
     reader: ClipReader
+    _requested: dict[int, Contents] = field(default_factory=dict, init=False)  # by the first position
 
-    def __call__(self, positions: Sequence[int], memory: memoryview | None = None) -> tuple[np.ndarray, Findings]:
+    def __call__(
+        self, positions: Sequence[int], later: Sequence[int] = (), memory: memoryview | None = None
+    ) -> tuple[np.ndarray, Findings]:
         """Returns the clips [B, T, ...] and what was met on the way; raises as `ClipReader.read`.
 
         Args:
             positions: of the endless order.
+            later: positions that will be read after some others, and are asked of an object store now.
             memory: where video is decoded to, if given.
         """
         self.reader.want(self.order.shards_near(positions[0]))
         batch = self.reader.batch(len(positions), memory)
-        clips, findings = self.reader.read([self.order.candidates(position) for position in positions], batch)
+        requested = self._requested.pop(positions[0], None)
+        if later and self.reader.in_store:
+            if requested is None:  # these first
+                requested = self._request(positions)
+            self._requested[later[0]] = self._request(later)
+        candidates = [self.order.candidates(position) for position in positions]
+        clips, findings = self.reader.read(candidates, batch, requested)
         return np.stack(clips) if batch is None else batch, findings
+
+    def _request(self, positions: Sequence[int]) -> Contents:
+        return self.reader.request(next(self.order.candidates(position)) for position in positions)
+
+    def close(self) -> None:
+        """Forgets what was asked for, closes files and ends threads; reading again opens them anew."""
+        self._requested.clear()
+        self.reader.close()
 
 
 @dataclass
@@ -89,6 +108,8 @@ class ReadAhead:
         self.restarts = 0
         self._read = read
         self._tasks = tasks
+        self._coming: deque[list[int]] = deque()  # taken from the tasks, and not handed out yet
+        self._turn = 0
         self._depth = depth * max(num_processes, 1)
         self._num_processes = num_processes
         self._pending: deque[_Task] = deque()
@@ -96,7 +117,7 @@ class ReadAhead:
         self._slots: list[SharedMemory] = []
         self._lent: set[SharedMemory] = set()
         self._closed = False
-        self._processes: ProcessPoolExecutor | None = None
+        self._processes: list[ProcessPoolExecutor] = []
         self._starting: threading.Thread | None = None
         self._losses = 0
         if num_processes:
@@ -144,19 +165,28 @@ class ReadAhead:
         processes = self._processes
         limit = self._depth if processes or not self._num_processes else 1
         while len(self._pending) < limit:
-            positions = next(self._tasks)
-            if processes is None:
+            positions, later = self._next_task()
+            if not processes:
                 assert self._thread is not None
-                self._pending.append(_Task(positions, self._thread.submit(self._read, positions), None))
+                later = [] if self._num_processes else later  # it only stands in for processes
+                self._pending.append(_Task(positions, self._thread.submit(self._read, positions, later), None))
                 continue
             busy = self._lent | {task.slot for task in self._pending}
             slot = next(slot for slot in self._slots if slot not in busy)
+            process = processes[self._turn % self._num_processes]
+            self._turn += 1
             try:
-                future = processes.submit(_read_into, slot.name, positions)
+                future = process.submit(_read_into, slot.name, positions, later)
             except BrokenProcessPool as error:
                 future = Future()
                 future.set_exception(error)
             self._pending.append(_Task(positions, future, slot))
+
+    def _next_task(self) -> tuple[list[int], list[int]]:
+        """Returns the positions of the next micro-batch, and of one that whoever reads it will be handed later."""
+        while len(self._coming) <= self._depth:
+            self._coming.append(next(self._tasks))
+        return self._coming.popleft(), self._coming[self._depth - 1]
 
     def _start_processes(self) -> None:
         def start() -> None:
@@ -164,9 +194,9 @@ class ReadAhead:
             context.set_forkserver_preload([__name__])
             closing, self._open = context.Pipe(duplex=False)
             arguments = (self._read, dict(os.environ), closing)
-            processes = ProcessPoolExecutor(self._num_processes, context, _be_worker, arguments)
+            processes = [ProcessPoolExecutor(1, context, _be_worker, arguments) for _ in range(self._num_processes)]
             with contextlib.suppress(BrokenProcessPool):  # the first micro-batch handed out will tell
-                for started in [processes.submit(os.getpid) for _ in range(self._num_processes)]:
+                for started in [process.submit(os.getpid) for process in processes]:
                     started.result()
             self._processes = processes
 
@@ -184,18 +214,18 @@ class ReadAhead:
                 f"data.prefetch-batches or data.cache-mib."
             ) from error
         self._stop_processes()
-        again = [task.positions for task in self._pending]
+        self._coming.extendleft(task.positions for task in reversed(self._pending))
         self._pending.clear()
-        self._tasks = chain(again, self._tasks)
         self._start_processes()
 
     def _stop_processes(self) -> None:
         if self._starting is not None:
             self._starting.join()
-        if self._processes is not None:
+        if self._processes:
             self._open.close()
-            self._processes.shutdown(cancel_futures=True)
-            self._processes = None
+            for process in self._processes:
+                process.shutdown(cancel_futures=True)
+            self._processes = []
 
     def close(self) -> None:
         """Ends thread and processes, after the micro-batches they have begun."""
@@ -206,7 +236,7 @@ class ReadAhead:
         self._stop_processes()
         if self._thread is not None:
             self._thread.shutdown()
-        self._read.reader.close()
+        self._read.close()
         self._closed = True
         for slot in self._slots:
             slot.unlink()
@@ -255,12 +285,12 @@ def _be_worker(read: PositionReader, environment: dict[str, str], closing: Conne
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _read_into(slot_name: str, positions: list[int]) -> tuple[tuple[tuple[int, ...], str], Findings]:
+def _read_into(slot_name: str, positions: list[int], later: list[int]) -> tuple[tuple[tuple[int, ...], str], Findings]:
     """Reads a micro-batch into shared memory; returns its shape and dtype, and the findings."""
     if slot_name not in _worker_slots:
         _worker_slots[slot_name] = SharedMemory(slot_name)
     memory = _worker_slots[slot_name].buf
-    clips, findings = _worker_read(positions, memory)
+    clips, findings = _worker_read(positions, later, memory)
     place = np.ndarray(clips.shape, clips.dtype, memory)
     if not np.may_share_memory(place, clips):
         np.copyto(place, clips)
