@@ -30,7 +30,7 @@ from flamscale.errors import DataError
 Transform = Callable[[np.ndarray], np.ndarray]
 """Maps uint8 [F, H, W, 3] frames to [F, ...], each frame for itself (for example to codebook indices [F, N])."""
 
-_AHEAD_BYTES = 2**25  # of samples requested ahead for one micro-batch; those beyond are when it is read
+_AHEAD_BYTES = 2**25  # of samples requested ahead for a micro-batch; the others have to wait until it is read
 
 
 class BadSampleError(DataError):
@@ -146,8 +146,8 @@ class ClipReader:
 
         Args:
             wanted: clip numbers.
-            requested: what `request` returned for these clips, if it was asked.
             out: decoded into and returned clip by clip, if given; made by `batch`.
+            requested: what `request` returned for these clips, if it was asked.
 
         Raises:
             DataError: an entry has none, or the storage cannot be reached.

@@ -211,7 +211,7 @@ class ReadAhead:
             raise DataError(
                 f"The processes that read data died {self._losses} times in a row, the last time at positions from "
                 f"{self._pending[0].positions[0]} on, perhaps for want of memory: lower data.num-processes, "
-                f"data.prefetch-batches or data.cache-mib."
+                f"data.prefetch-batches, data.cache-mib or data.fetch-cache-mib."
             ) from error
         self._stop_processes()
         self._coming.extendleft(task.positions for task in reversed(self._pending))
