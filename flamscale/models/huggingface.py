@@ -174,7 +174,8 @@ class FlamForWorldModeling(PreTrainedModel):
             if num_agents > config.num_agents or not 0 <= values[0] <= values[-1] < config.num_agent_actions:
                 raise ConfigError(
                     f"Expected true actions of up to {config.num_agents} agents from 0 to "
-                    f"{config.num_agent_actions - 1}, got those of {num_agents} from {values[0]} to {values[-1]}; pass them as the labels have them."
+                    f"{config.num_agent_actions - 1}, got those of {num_agents} from {values[0]} to {values[-1]}; pass "
+                    "them as the labels have them."
                 )
         return actions.to(self.device, torch.int64)
 

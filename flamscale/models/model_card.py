@@ -60,7 +60,7 @@ actions[:, :, 0] = actions[:, :, 0].flip(0)  # or choose the {whose} actions: he
 video = model.rollout(frames[:, :-10], actions, steps=10)"""
 _UNNAMED = """ Latent actions have no names: what an action does, and to what, is to
 be read off its effect."""
-_GIVEN = """actions = ...  # true: [clips, frames - 1, up to {flam.num_agents} agents], 0 to {flam.num_agent_actions} - 1
+_GIVEN = """actions = ...  # true: [clips, frames - 1, {flam.num_agents} agents at most], below {flam.num_agent_actions}
 video = model.rollout(frames[:, :-10], actions, steps=10)  # predicts the last 10 frames from those before
 video.frames"""
 
