@@ -6,8 +6,8 @@ Fails unless every run is finished once, with every step recorded once.
 
 Command: python recipes/chaos_study.py
 Hardware and hours: two CPU cores, half an hour; 9 minutes for 16 runs, beside much other work.
-Expected: no run lost or done twice; a free device has its next run handed over within a second, and the rest of the time
-between two runs is the start of a process.
+Expected: no run lost or done twice; a free device has its next run handed over within a second, and the rest of the
+time between two runs is the start of a process.
 """
 
 import json

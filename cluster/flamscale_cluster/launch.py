@@ -162,8 +162,8 @@ def _low_memory(config: PretrainConfig, world_size: int) -> FlamError:
     if config.cluster.accelerator == "gpu":
         return ClusterError(
             "Ray killed a worker, since its node ran low on memory, which beside a GPU the readers of clips take; "
-            "lower --data.num-processes, --data.prefetch-batches, --data.cache-mib or --data.fetch-cache-mib, or choose "
-            "nodes with more."
+            "lower --data.num-processes, --data.prefetch-batches, --data.cache-mib or --data.fetch-cache-mib, or "
+            "choose nodes with more."
         )
     stage: Stage = "flam" if RunDirectory(Path(config.out)).has_tokenizer else "tokenizer"
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
