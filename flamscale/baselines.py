@@ -39,7 +39,7 @@ def true_actions(run: PretrainConfig) -> PretrainConfig:
 
 def slotformer(run: PretrainConfig) -> PretrainConfig:
     """SlotFormer: slots learned by reconstruction, predicted from one another without actions (arXiv 2210.05861)."""
-    return _on_reconstructed_slots(run, replace(_flam_of(run), action="none", coupling="global"))
+    return _on_reconstructed_slots(run, replace(flam_of(run), action="none", coupling="global"))
 
 
 def playslot(run: PretrainConfig) -> PretrainConfig:
@@ -47,7 +47,7 @@ def playslot(run: PretrainConfig) -> PretrainConfig:
 
     Its IDM and predictor see all slots.
     """
-    return _on_reconstructed_slots(run, replace(_flam_of(run), action="quantized", coupling="global"))
+    return _on_reconstructed_slots(run, replace(flam_of(run), action="quantized", coupling="global"))
 
 
 MODELS = {
@@ -60,7 +60,8 @@ MODELS = {
 }
 
 
-def _flam_of(run: PretrainConfig) -> FlamConfig:
+def flam_of(run: PretrainConfig) -> FlamConfig:
+    """Returns the settings of FLAM in a run that trains it; raises ConfigError for any other."""
     if not isinstance(run.flam, FlamConfig):
         raise ConfigError(f"A baseline is made of a run that trains FLAM, got one with a {run.flam.model} model.")
     return run.flam
@@ -73,7 +74,7 @@ def _monolithic(
     num_agent_actions: int = 0,
 ) -> PretrainConfig:
     """With about as many weights: twice FLAM's blocks for want of factorizer and aggregator, again for want of IDM."""
-    of = _flam_of(run)
+    of = flam_of(run)
     shared = {item.name: getattr(of, item.name) for item in fields(DynamicsConfig)}
     shared |= {"action_width": of.num_slots * of.action_width}
     shared |= {"num_blocks": (4 if action == "true" else 2) * of.num_blocks}

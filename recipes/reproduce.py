@@ -9,7 +9,7 @@ Command: python recipes/reproduce.py --table prediction --budget hour --data dat
 Hardware and hours: smoke two CPU cores, seconds a row (it proves the pipeline, its numbers mean nothing); hour two CPU
 cores, about an hour for prediction and dci together; full GPUs, as long as --dry-run says.
 
-Expected: FLAM's rows above the monolithic baselines' and copy-last's, and its slots' DCI above the ablations'.
+Expected: FLAM's rows above the monolithic baselines' and copy-last's, its slots' D and I above the ablations'.
 """
 
 import shlex
@@ -24,6 +24,7 @@ from flamscale_cluster.sweep_config import SweepConfig
 
 from flamscale import command_line
 from flamscale.config import ReproduceConfig
+from flamscale.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +43,20 @@ def main(arguments: Sequence[str]) -> None:
     """Trains what is missing and writes the table, or tells what it would cost."""
     chosen = command_line.parse(Arguments, arguments, description=__doc__ or "")
     from flamscale.reproduce.budgets import BUDGETS  # these import torch, which --help shall not wait for
+    from flamscale.reproduce.rows import check_weights
     from flamscale.reproduce.tables import TABLES, shards_of
     from flamscale.scaling.cost import print_costs
 
     config, budget = chosen.config, BUDGETS[chosen.config.budget]
     check_absolute([("--data", config.data), ("--out", config.out)])
+    if chosen.sweep.early_stop:
+        raise ConfigError("early-stop would leave a row the mean of its better seeds; leave it out.")
     studies = TABLES[config.table].studies(config)
     for study in studies:
         print_costs(study.runs(), chosen.tflops_per_s or budget.tflops_per_s)
     if chosen.dry_run:
         return
+    check_weights([run for study in studies for run in study.runs()])
     from flamscale_cluster.sweep import FailedRunsError, run_study
 
     from flamscale.reproduce.report import write_report

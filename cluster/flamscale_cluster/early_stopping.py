@@ -45,19 +45,29 @@ class EarlyStopping:
         self._newest = dict.fromkeys(self._trials, 0)
         for run in runs:
             if RunRecord(run).state != "waiting":
-                self.is_hopeless(run)
+                self._remember(run, self._new_results(run))
 
     def is_hopeless(self, run: Run) -> bool:
         """Takes what a run has recorded since the last call; returns whether it should be stopped."""
-        hopeless, num_steps = False, run.config.flam_stage.num_steps
-        for item in RunRecord(run).validations:
-            if item["step"] <= self._newest[run.name]:
-                continue
-            self._newest[run.name] = item["step"]
-            result = {"share": item["step"] / num_steps, "loss": item["prediction_loss"]}
-            action = self._rules[_peers(run)].on_trial_result(_NO_CONTROLLER, self._trials[run.name], result)
-            hopeless |= action != TrialScheduler.CONTINUE
-        return hopeless and self._newest[run.name] < num_steps
+        results = self._new_results(run)
+        if not results:
+            return False
+        self._remember(run, results[:-1])
+        action = self._rules[_peers(run)].on_trial_result(_NO_CONTROLLER, self._trials[run.name], results[-1])
+        return action != TrialScheduler.CONTINUE and results[-1]["share"] < 1
+
+    def _new_results(self, run: Run) -> list[dict[str, float]]:
+        """Returns what a run has recorded since the last call, as the rule takes it."""
+        new = [item for item in RunRecord(run).validations if item["step"] > self._newest[run.name]]
+        if new:
+            self._newest[run.name] = new[-1]["step"]
+        num_steps = run.config.flam_stage.num_steps
+        return [{"share": item["step"] / num_steps, "loss": item["prediction_loss"]} for item in new]
+
+    def _remember(self, run: Run, results: Sequence[dict[str, float]]) -> None:
+        """Has results count against other runs; their own run is not judged by them, as it is past them."""
+        for result in results:
+            self._rules[_peers(run)].on_trial_complete(_NO_CONTROLLER, self._trials[run.name], result)
 
 
 def _peers(run: Run) -> tuple[object, ...]:

@@ -6,7 +6,7 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 LEVEL = 0.95
-"""Share of such intervals that hold the mean over all clips there could be."""
+"""Share of such intervals that hold the true value."""
 NUM_RESAMPLES = 2_000
 
 _VALUES_AT_ONCE = 2**22  # bounds the memory of many clips

@@ -112,7 +112,7 @@ def _rollout_section(result: Mapping[str, Any]) -> str:
     rollout = result["rollout"]
     steps = list(range(1, rollout["rollout_steps"] + 1))
     by_step = {
-        "FLAM": rollout["psnr_by_step"],
+        "prediction": rollout["psnr_by_step"],
         "another clip's actions": rollout["shuffled_actions_psnr_by_step"],
         "copy last": rollout["copy_last_psnr_by_step"],
         "median frame": rollout["median_frame_psnr_by_step"],

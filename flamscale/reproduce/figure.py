@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from flamscale.eval.files import replacing
 from flamscale.reproduce.rows import Metric, Row
+from flamscale.scaling.figures import reach
 
 _PANEL_INCHES, _ROW_INCHES = 3.2, 0.26
 
@@ -24,10 +25,16 @@ def draw_rows(path: Path, rows: Sequence[Row], metrics: Sequence[Metric]) -> Non
         for place, row in enumerate(rows):
             found, reported = row.mean(metric), row.reported(metric)
             if found is not None:
-                reach = [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]
                 filled = colours[row.data] if row.num_seeds else "white"
                 panel.errorbar(
-                    [found.value], [place], xerr=reach, fmt="o", color=colours[row.data], mfc=filled, ms=5, capsize=2
+                    [found.value],
+                    [place],
+                    xerr=reach(found),
+                    fmt="o",
+                    color=colours[row.data],
+                    mfc=filled,
+                    ms=5,
+                    capsize=2,
                 )
             if reported is not None:
                 panel.scatter([reported], [place], marker="x", color="black", s=30, zorder=3)

@@ -45,7 +45,7 @@ def policy_rows(runs: Sequence[Run], config: PolicyConfig) -> list[Row]:
             name=name,
             title=name,
             runs={seed: {RETURN.name: returns[name]} for seed, returns in earned.items() if name in returns},
-            num_seeds=len(runs),
+            num_seeds=0 if name in (RANDOM, EXPERT) else len(runs),
         )
         for name in (RANDOM, *learned, ALL_LABELS, EXPERT)
     ]
@@ -62,7 +62,7 @@ def policy_comparisons(config: PolicyConfig) -> tuple[Comparison, ...]:
 def describe_policies(config: PolicyConfig) -> str:
     """Returns how policies are fitted and played, a sentence."""
     return (
-        f"{config.num_seeds} seeds of policies for each model, {config.num_demonstrations:,} demonstrations and "
+        f"{config.num_seeds} seeds of policies beside each model, {config.num_demonstrations:,} demonstrations and "
         f"{config.num_levels} unseen levels a seed."
     )
 

@@ -95,7 +95,7 @@ def table_text(
 ) -> str:
     """Returns the table as Markdown: question, numbers beside the paper's, what the intervals cover, differences."""
     parts = [f"# Reproduced: {table.name}", table.question, f"`{made.command}`", made.settings]
-    parts += [_markdown(table.metrics, rows), _covers(table, rows)]
+    parts += [_markdown(table.metrics, rows), _covers(table)]
     columns = {metric.name for metric in table.metrics}
     sources = sorted({known.source for row in rows for known in row.paper if known.values.keys() & columns})
     if sources:
@@ -123,26 +123,24 @@ def describe(config: PretrainConfig, budget: str) -> str:
     """Returns the settings of FLAM's runs, a sentence."""
     flam, stage = config.flam, config.flam_stage
     slots = f"K = {flam.num_slots}, " if isinstance(flam, FlamConfig) else ""
+    beta = stage.beta * config.tokenizer.num_tokens * config.tokenizer.feature_channels
+    redrawn = f", reconstruction weight {stage.reconstruction_weight:g}" if stage.reconstruction_weight else ""
     return (
         f"Budget {budget}: {config.tokenizer.image_size} x {config.tokenizer.image_size} pixels, {slots}D = "
-        f"{flam.width}, {stage.num_steps:,} steps of {stage.global_batch} clips; rollouts of "
+        f"{flam.width}, beta = {beta:.2g} as the paper counts it{redrawn}, {stage.num_steps:,} steps of "
+        f"{stage.global_batch} clips; rollouts of "
         f"{config.evaluation.rollout_steps} steps on {config.evaluation.num_clips} held-out clips."
     )
 
 
-def _covers(table: Table, rows: Sequence[Row]) -> str:
-    num_seeds = max(row.num_seeds for row in rows)
+def _covers(table: Table) -> str:
     if table.of_policies:
-        drawn = "of the policies' seeds, each of which has levels and labels of its own"
-    else:
-        drawn = (
-            "of the clips, which are the same in all rows; numbers of a whole run (FVD; disentanglement, completeness, "
-            "informativeness) have seeds alone"
-        )
-    narrow = f" With {num_seeds} seeds they are too narrow." if num_seeds > 1 else ""
+        return "Brackets: least and most of the seeds of models and policies, too few for an interval."
     return (
-        f"Brackets: {LEVEL:.0%} intervals of the mean, from resamples of the seeds and, apart from them, {drawn}. They "
-        f"do not cover another tokenizer or data set: all seeds share them.{narrow}"
+        f"Brackets: {LEVEL:.0%} intervals of the mean, from resamples of the seeds and, apart from them, of the clips, "
+        "which are the same in all rows; numbers of a whole run (FVD; disentanglement, completeness, informativeness) "
+        "have seeds alone. They do not cover another tokenizer or data set: all seeds share them. So few seeds make "
+        "them too narrow; where a row has one seed, they are of its clips alone."
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from flamscale.errors import ConfigError
 from flamscale.eval.intervals import crossed_interval
 from flamscale.reproduce.paper import REPORTED, Reported, reported
 from flamscale.reproduce.variants import Variant
@@ -28,19 +29,21 @@ class Metric:
     name: str
     title: str
     decimals: int
-    lacks: str
+    lacks: str = ""
     """What a model without it has not."""
+    by_seed: bool = False
+    """Whether its numbers are of a few seeds, of which the least and the most are told in place of an interval."""
 
 
-PSNR = Metric(name="psnr", title="PSNR (dB)", decimals=2, lacks="")
-SSIM = Metric(name="ssim", title="SSIM", decimals=3, lacks="")
+PSNR = Metric(name="psnr", title="PSNR (dB)", decimals=2)
+SSIM = Metric(name="ssim", title="SSIM", decimals=3)
 LPIPS = Metric(name="lpips", title="LPIPS", decimals=3, lacks="no weights")
 FVD = Metric(name="fvd", title="FVD", decimals=1, lacks="no weights")
 DCI = tuple(
     Metric(name=name, title=name.capitalize(), decimals=2, lacks="no slots")
     for name in ("disentanglement", "completeness", "informativeness")
 )
-RETURN = Metric(name="return", title="return", decimals=3, lacks="")
+RETURN = Metric(name="return", title="return", decimals=3, by_seed=True)
 
 _BESIDE_MODELS = {
     "copy_last": "copy of the last frame",
@@ -75,7 +78,7 @@ class Row:
 
     def mean(self, metric: Metric) -> Estimate | None:
         """Returns the mean over seeds and clips, None where there is nothing."""
-        return _mean(self.values(metric))
+        return _mean(self.values(metric), metric)
 
     def reported(self, metric: Metric) -> float | None:
         """Returns the paper's number, None where it has none."""
@@ -106,7 +109,7 @@ class Difference:
         differences = _matrix(
             [np.subtract(first.runs[seed][metric.name], second.runs[seed][metric.name]) for seed in seeds]
         )
-        value = _mean(differences)
+        value = _mean(differences, metric)
         if value is None:
             return None
         num_above = int((differences.mean(axis=1) > 0).sum())
@@ -133,10 +136,24 @@ def read_rows(runs: Sequence[Run], variants: Sequence[Variant]) -> list[Row]:
                 )
             )
         for kind, title in _BESIDE_MODELS.items():
-            # Runs of one seed share tokenizer, median frame and clips, so any of them will do.
+            # Runs of one seed share tokenizer, median frame, clips and weights, so any of them will do.
             same = {int(run.values["seed"]): read[run.name][kind] for run in mine if run.name in read}
             rows.append(Row(data=data, name=kind, title=title, runs=same, paper=reported(data, kind)))
     return rows
+
+
+def check_weights(runs: Sequence[Run]) -> None:
+    """Raises ConfigError where a finished run was measured without weights that are given now."""
+    for run in runs:
+        if not RunRecord(run).is_finished:
+            continue
+        measured, asked = read_run(Path(run.config.out))["prediction"], run.config.evaluation
+        for metric, weights in ((LPIPS, asked.lpips_weights), (FVD, asked.fvd_weights)):
+            if weights and metric.name not in measured:
+                raise ConfigError(
+                    f"{run.config.out} was finished without {metric.title} weights, and {weights} is given now; pass "
+                    "them for every table from the first on, or choose another --out."
+                )
 
 
 def paper_rows(data: str, titles: Mapping[str, str]) -> list[Row]:
@@ -169,8 +186,11 @@ def _matrix(rows: Sequence[Sequence[float] | np.ndarray]) -> Float[np.ndarray, "
     return np.array(rows, dtype=float).reshape(len(rows), -1 if rows else 0)
 
 
-def _mean(values: Float[np.ndarray, "S M"]) -> Estimate | None:
-    return Estimate(float(values.mean()), *crossed_interval(values)) if values.size else None
+def _mean(values: Float[np.ndarray, "S M"], metric: Metric) -> Estimate | None:
+    if not values.size:
+        return None
+    spread = (float(values.min()), float(values.max())) if metric.by_seed else crossed_interval(values)
+    return Estimate(float(values.mean()), *spread)
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from flamscale import baselines
-from flamscale.config import FlamConfig, PretrainConfig
-from flamscale.errors import ConfigError
+from flamscale.config import PretrainConfig
 from flamscale.scaling.axes import Factors
 
 Game = Literal["bigfish", "leaper", "starpilot"]
@@ -47,11 +46,11 @@ BASELINES = (
 
 
 def _previous_frame(run: PretrainConfig) -> PretrainConfig:
-    return replace(run, flam=replace(_flam_of(run), binding="previous-frame"))
+    return replace(run, flam=replace(baselines.flam_of(run), binding="previous-frame"))
 
 
 def _global_coupling(run: PretrainConfig) -> PretrainConfig:
-    return replace(run, flam=replace(_flam_of(run), coupling="global"))
+    return replace(run, flam=replace(baselines.flam_of(run), coupling="global"))
 
 
 PREVIOUS_FRAME = Variant(name="previous-frame", title="FLAM, slots from the previous frame", change=_previous_frame)
@@ -62,7 +61,7 @@ def with_slots(num_slots: int) -> Variant:
     """FLAM with K slots, and the same width of all latent actions together."""
 
     def change(run: PretrainConfig) -> PretrainConfig:
-        flam = _flam_of(run)
+        flam = baselines.flam_of(run)
         axis = Factors(values=(num_slots,), total_action_width=flam.num_slots * flam.action_width)
         ((_, changed),) = axis.choices(run)
         return changed
@@ -104,9 +103,3 @@ class Games:
     def choices(self, config: PretrainConfig) -> Iterator[tuple[Game, PretrainConfig]]:
         for game in self.values:
             yield game, replace(config, data=replace(config.data, url=(f"{self.folder.rstrip('/')}/{game}",)))
-
-
-def _flam_of(run: PretrainConfig) -> FlamConfig:
-    if not isinstance(run.flam, FlamConfig):
-        raise ConfigError(f"A variant is made of a run that trains FLAM, got one with a {run.flam.model} model.")
-    return run.flam

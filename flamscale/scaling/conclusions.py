@@ -52,11 +52,11 @@ def conclude(points: Sequence[Point]) -> tuple[Group, ...]:
 def _conclude(label: str, points: list[Point]) -> Group:
     refusals: list[str] = []
 
-    def attempt(fit: Callable[[], Fit]) -> Fit | None:
+    def attempt(fit: Callable[[], Fit], lacking: str = "fit") -> Fit | None:
         try:
             return fit()
         except FitError as error:
-            refusals.append(str(error))
+            refusals.append(f"No {lacking}: {error}")
             return None
 
     loss = np.array([point.loss for point in points])
@@ -68,7 +68,9 @@ def _conclude(label: str, points: list[Point]) -> Group:
         found["saturation"] = attempt(lambda: fit_saturation(num_slots, psnr))
     if sizes:
         found["law"] = attempt(lambda: fit_law(sizes, loss))
-        found["held_out"] = found["law"] and attempt(lambda: predict_held_out(sizes, loss, largest_runs(points)[1]))
+        found["held_out"] = found["law"] and attempt(
+            lambda: predict_held_out(sizes, loss, largest_runs(points)[1]), "check of the law on its largest runs"
+        )
     if {"size", "flops"} <= axes:
         flops = np.array([float(point.values["flops"]) for point in points])
         parameters = np.array([float(point.cost.parameters) for point in points])

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-LEVEL = 0.95
-"""Share of such intervals that hold the true value."""
+from flamscale.eval.intervals import LEVEL
+
 NUM_RESAMPLES = 500
 
 

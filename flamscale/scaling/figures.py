@@ -83,7 +83,7 @@ def draw_predictions(path: Path, groups: Sequence[Group]) -> None:
             panel.errorbar(
                 group.held_out.measured,
                 [found.value for found in predicted],
-                yerr=np.hstack([_reach(found) for found in predicted]),
+                yerr=np.hstack([reach(found) for found in predicted]),
                 fmt="x",
                 elinewidth=0.8,
                 color=f"C{2 * number + 1}",
@@ -110,7 +110,7 @@ def draw_isoflops(path: Path, groups: Sequence[Group]) -> None:
             valleys.plot(grid, np.exp(np.polyval(valley.coefficients, np.log(grid))), color=colour)
             valleys.scatter(valley.best_size.value, valley.least_loss, marker="*", s=70, color=colour)
             best = valley.best_size
-            frontier.errorbar([valley.flops], [best.value], yerr=_reach(best), fmt="o", color=colour)
+            frontier.errorbar([valley.flops], [best.value], yerr=reach(best), fmt="o", color=colour)
     for panel in (valleys, frontier):
         panel.set_xscale("log")
         panel.set_yscale("log")
@@ -120,7 +120,7 @@ def draw_isoflops(path: Path, groups: Sequence[Group]) -> None:
     _save(figure, path)
 
 
-def _reach(found: Estimate) -> list[list[float]]:
+def reach(found: Estimate) -> list[list[float]]:
     """How far the interval reaches below and above the value, which it need not hold."""
     return [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]
 

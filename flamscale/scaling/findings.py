@@ -24,7 +24,7 @@ def findings(group: Group) -> list[str]:
         )
     if group.isoflops:
         lines.append(f"the best size grows with compute to the power of {_bracketed(group.isoflops.exponent, '.2f')}.")
-    lines += [f"No fit: {sentence}" for sentence in group.refusals]
+    lines += group.refusals
     return [f"{group.label}: {line}" if group.label else line for line in lines]
 
 

@@ -39,17 +39,20 @@ def export_frontier(study: Study, groups: Sequence[Group], command: str) -> None
         CheckpointError: a run's model is missing or damaged.
     """
     folder = Path(study.base.out) / "frontier"
-    partial = folder.with_name("frontier.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial, old = folder.with_name("frontier.partial"), folder.with_name("frontier.old")
+    for rest in (partial, old):  # of a process that was killed
+        shutil.rmtree(rest, ignore_errors=True)
     for point in frontier(groups):
         root = Path(point.directory)
         model = FlamForWorldModeling.from_pretrained(RunDirectory(root).model)
         shutil.copytree(RunDirectory(root).model, partial / point.name)
         result = json.loads((root / "result.json").read_text())
         write_model_card(partial / point.name, model, result, origin=_origin(study, groups, point, command))
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
     if partial.exists():
         partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _origin(study: Study, groups: Sequence[Group], point: Point, command: str) -> str:
@@ -68,7 +71,7 @@ def _origin(study: Study, groups: Sequence[Group], point: Point, command: str) -
         [
             "## Study",
             f"The best run {'of its budget' if 'flops' in point.values else 'on its data set'} in the scaling study "
-            f"*{study.name}*: {study.question}",
+            f"*{study.name}*: {study.question} Chosen by the numbers below, which therefore flatter it a little.",
             "\n".join(f"- {line}" for group in groups for line in findings(group)),
             "\n".join(["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in numbers.items())]),
             f"```\n{command}\n```",

@@ -157,9 +157,14 @@ def read_point(run: Run, tflops_per_s: float) -> Point:
         values=run.values,
         cost=run_cost(run, tflops_per_s),
         loss=record.validations[-1]["prediction_loss"],
-        psnr=json.loads((root / "result.json").read_text())["rollout"]["psnr"],
-        scores={name: math.nan if value is None else value for name, value in scores.items()},
+        psnr=_number(json.loads((root / "result.json").read_text())["rollout"]["psnr"]),
+        scores={name: _number(value) for name, value in scores.items()},
     )
+
+
+def _number(value: float | None) -> float:
+    """A result that was read from a file has null for what is no number."""
+    return math.nan if value is None else value
 
 
 def current_commit() -> str:

@@ -33,7 +33,6 @@ def write_study_report(study: Study, tflops_per_s: float, command: str) -> Path:
     missing, stopped = ([name for name in states if states[name] == state] for state in ("waiting", "stopped"))
     groups = conclude(points) if points else ()
     figures = _draw(folder, groups) if points else []
-    export_frontier(study, groups, command)
     results = {
         "study": study.name,
         "question": study.question,
@@ -47,6 +46,7 @@ def write_study_report(study: Study, tflops_per_s: float, command: str) -> Path:
     write_result(folder / "results.json", results)
     with replacing(folder / "report.md") as partial:
         partial.write_text(report_text(study, command, groups, missing, stopped, figures))
+    export_frontier(study, groups, command)
     return folder / "report.md"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flamscale.config import PretrainConfig
 from flamscale.data.make_config import MakeShards
+from flamscale.data.sources.inputs import absolute
 from flamscale.presets import PRESETS
 from flamscale.scaling.axes import (
     SIZES,
@@ -44,7 +45,7 @@ GRIDS = {
     "quickstart": Grids(
         num_slots=(1, 2, 4, 8),
         entities=(2, 4),
-        videos=(8, 32, 128, 512),
+        videos=(2, 8, 32, 128, 512),
         sizes=tuple(SIZES[name] for name in ("xxs", "xs", "s", "m")),
         budgets=(1e12, 2e12, 4e12),
         num_steps=1_000,
@@ -53,7 +54,7 @@ GRIDS = {
     "multigrid": Grids(
         num_slots=(1, 2, 4, 8, 16),
         entities=(2, 4, 8),
-        videos=(488, 1_953, 7_812, 31_250),
+        videos=(122, 488, 1_953, 7_812, 31_250),
         sizes=tuple(SIZES[name] for name in ("xs", "s", "m", "l")),
         budgets=(1e16, 1e17, 1e18),
         num_steps=100_000,
@@ -62,7 +63,7 @@ GRIDS = {
     "large": Grids(
         num_slots=(4, 8, 16, 32),
         entities=(),
-        videos=(10_000, 40_000, 160_000, 640_000),
+        videos=(2_500, 10_000, 40_000, 160_000, 640_000),
         sizes=tuple(SIZES[name] for name in ("s", "m", "l", "xl")),
         budgets=(1e18, 1e19, 1e20),
         num_steps=100_000,
@@ -73,7 +74,7 @@ GRIDS = {
 def factors(preset: str, data: str, out: str) -> Study:
     """How many factors do the data need?"""
     grids = GRIDS[preset]
-    entities = (Entities(values=grids.entities, folder=_absolute(data)),) if grids.entities else ()
+    entities = (Entities(values=grids.entities, folder=absolute(data)),) if grids.entities else ()
     axes = (Factors(values=grids.num_slots), *entities, Seeds(values=(0, 1)))
     return Study(
         name="factors", question="How many factors do these data need?", base=_base(preset, data, out), axes=axes
@@ -133,7 +134,7 @@ def multigrid_shards(study: Study, preset: str) -> list[MakeShards]:
 def _of_one_data_set(name: str, question: str, axes: tuple[Axis, ...], where: tuple[str, str, str]) -> Study:
     preset, data, _ = where
     grids = GRIDS[preset]
-    first: tuple[Axis, ...] = (Entities(values=(grids.num_agents,), folder=_absolute(data)),) if grids.entities else ()
+    first: tuple[Axis, ...] = (Entities(values=(grids.num_agents,), folder=absolute(data)),) if grids.entities else ()
     return Study(name=name, question=question, base=_base(*where), axes=(*first, *axes))
 
 
@@ -143,12 +144,7 @@ def _base(preset: str, data: str, out: str) -> PretrainConfig:
     config = replace(
         config,
         out=str(Path(out).resolve()),
-        data=replace(config.data, url=(_absolute(data),)),
+        data=replace(config.data, url=(absolute(data),)),
         cluster=replace(config.cluster, num_workers=1, zero_stage=0),
     )
     return with_steps(config, GRIDS[preset].num_steps)
-
-
-def _absolute(data: str) -> str:
-    """The whole path, as runs may work in another folder; a URL stays as it is."""
-    return data if "://" in data else str(Path(data).resolve())

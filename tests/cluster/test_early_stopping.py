@@ -10,19 +10,25 @@ from flamscale_cluster.sweep_config import SweepConfig
 
 from flamscale.errors import ConfigError
 from flamscale.scaling.axes import Entities, Seeds
+from flamscale.scaling.records import RunRecord
 from flamscale.scaling.study import Run, Study
 from tests.tiny import tiny_config
 
 NUM_STEPS = 100
 
 
+def runs_of(folder: Path, num_seeds: int) -> list[Run]:
+    """Runs on each of two data sets."""
+    base = tiny_config("room", folder)
+    base = replace(base, flam_stage=replace(base.flam_stage, num_steps=NUM_STEPS))
+    axes = (Entities(values=(2, 4), folder="data"), Seeds(values=tuple(range(num_seeds))))
+    return Study(name="s", question="?", base=base, axes=axes).runs()
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Run]:
     """Four runs on each of two data sets."""
-    base = tiny_config("room", tmp_path)
-    base = replace(base, flam_stage=replace(base.flam_stage, num_steps=NUM_STEPS))
-    axes = (Entities(values=(2, 4), folder="data"), Seeds(values=(0, 1, 2, 3)))
-    return Study(name="s", question="?", base=base, axes=axes).runs()
+    return runs_of(tmp_path, 4)
 
 
 def record(run: Run, *losses: float) -> None:
@@ -49,6 +55,23 @@ def test_a_run_behind_three_others_is_hopeless_once_the_grace_is_over(runs: list
     assert hopeless(stopping, runs[:4]) == [False] * 4
     record(runs[3], 0.9, 0.9, 0.9)
     assert hopeless(stopping, runs[:4]) == [False, False, False, True]
+
+
+def test_a_run_that_was_behind_and_has_caught_up_goes_on_after_a_restart(runs: list[Run]):
+    for run in runs[:3]:
+        record(run, 0.5, 0.5, 0.5, 0.5)
+    record(runs[3], 0.9, 0.9, 0.9, 0.2)
+    assert not EarlyStopping(runs, grace=0.1).is_hopeless(runs[3])
+
+
+def test_all_runs_that_finished_before_count_the_bad_ones_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    *finished, later = runs_of(tmp_path, 8)[:8]
+    for run, loss in zip(finished, (0.1, 0.1, 0.1, 0.6, 0.6, 0.6, 0.6), strict=True):
+        record(run, *[loss] * 10)
+    monkeypatch.setattr(RunRecord, "state", property(lambda self: "waiting" if self.run is later else "finished"))
+    stopping = EarlyStopping([*finished, later], grace=0.1)
+    record(later, *[0.4] * 5)
+    assert not stopping.is_hopeless(later)
 
 
 def test_runs_on_other_data_are_no_measure(runs: list[Run]):

@@ -173,7 +173,7 @@ def test_a_model_of_true_actions_says_that_it_infers_none(given: FlamForWorldMod
     ("actions", "sentence"),
     [
         (torch.zeros(2, 4, 3).long(), "of up to 2 agents from 0 to 2, got those of 3 from 0 to 0"),
-        (torch.full((2, 4, 2), 3), "of 2 agents from 0 to 2, got those of 2 from 3 to 3"),
+        (torch.full((2, 4, 2), 3), "of up to 2 agents from 0 to 2, got those of 2 from 3 to 3"),
     ],
 )
 def test_true_actions_that_do_not_fit_are_refused(

@@ -69,7 +69,7 @@ def test_ours_stand_beside_the_paper_s_and_what_is_missing_says_why(text: str):
 
 def test_it_says_what_the_intervals_cover_where_the_paper_s_are_from_and_what_is_not_finished(text: str):
     assert "95% intervals of the mean, from resamples of the seeds" in text
-    assert "With 2 seeds they are too narrow." in text
+    assert "where a row has one seed, they are of its clips alone." in text
     assert "arXiv 2602.16229 (DCI, Appendix C.2; ten-step prediction)" in text
     assert "Not finished: genie_seed-1." in text
     assert "`python recipes/reproduce.py --table ablations`" in text
@@ -108,4 +108,6 @@ def test_a_table_of_nothing_finished_is_still_one(tmp_path: Path):
 
 
 def test_settings_name_what_was_trained():
-    assert describe(PRESETS["quickstart"](), "hour").startswith("Budget hour: 64 x 64 pixels, K = 6, D = 64, 3,000 ")
+    assert describe(PRESETS["quickstart"](), "hour").startswith(
+        "Budget hour: 64 x 64 pixels, K = 6, D = 64, beta = 0.002 as the paper counts it, reconstruction weight 1, "
+    )

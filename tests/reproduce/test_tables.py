@@ -55,7 +55,7 @@ def test_runs_of_different_names_learn_something_different():
 def test_the_second_table_of_the_hour_needs_no_run_that_the_first_has_not():
     first, second = ({run.name for run in runs(table, "hour")} for table in ("prediction", "dci"))
     assert second < first
-    assert len(first) == 2 * 5 * 3
+    assert len(first) == 2 * 6 * 3
 
 
 def test_full_is_the_paper_s_setting_with_games_and_the_hour_is_the_quickstart_s():
