@@ -35,7 +35,8 @@ def check_inputs(config: PretrainConfig, write: bool = True) -> Mixture:
         )
     for split in SPLITS:
         data.of_split(split)
-        load_true_actions(config.flam, data, split)  # only to find now what would stop stage 2
+        if write:
+            load_true_actions(config.flam, data, split)  # only to find now what would stop stage 2
     directory = RunDirectory(Path(config.out))
     if write and config.copy_to:
         directory.create()

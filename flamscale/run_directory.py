@@ -174,7 +174,7 @@ class RunDirectory:
             folder = self.checkpoints(stage)
             name = folder.relative_to(self.root).as_posix()
             there, here = mirror.newest_checkpoint(name, files), CheckpointStore(folder, keep=1).latest()
-            if there is not None and (here is None or there > (step_of(here.name) or 0)):
+            if there and (here is None or there > (step_of(here.name) or 0)):
                 records = {path.name for path in (self.metrics, self.tensorboard)}
                 wanted += [f"{name}/{folder_name(there)}", *records & {file.partition("/")[0] for file in files}]
         for name in dict.fromkeys(wanted):

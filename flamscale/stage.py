@@ -79,7 +79,7 @@ def _loader(
         rank=worker.rank,
         world_size=worker.world_size,
         seed=seed,
-        config=config if split == "train" else replace(config, num_processes=0, prefetch_batches=0),
+        config=config if split == "train" else replace(config, num_processes=0, prefetch_batches=0, fetch_cache_mib=0),
         transform=transform,
         actions=load_true_actions(worker.config.flam, worker.data, split) if wants_actions else None,
         node_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),

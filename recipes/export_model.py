@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     from flamscale.models.huggingface import FlamForWorldModeling, write_model_card
     from flamscale.run_directory import RunDirectory
     from flamscale.training.checkpoint import CheckpointStore, read_objective
+    from flamscale.training.retention import step_of
 
     directory = RunDirectory(Path(chosen.run))
     if Path(chosen.out).exists():
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str]) -> None:
     config = from_dict(PretrainConfig, json.loads(directory.config.read_text()))
     checkpoints = CheckpointStore(directory.checkpoints("flam"), keep=1)
     path = checkpoints.latest() if chosen.step is None else checkpoints.folder / f"step-{chosen.step:06d}"
-    if path is None or not path.exists():
+    untrained = path is not None and chosen.step is None and step_of(path.name) == 0
+    if path is None or untrained or not path.exists():
         there = ", ".join(sorted(found.name for found in checkpoints.folder.glob("step-*"))) or "none"
         raise CheckpointError(f"Expected a checkpoint of stage 2 in {checkpoints.folder}, found {there}; check --step.")
     flam = build_world_model(config.flam, config.tokenizer)

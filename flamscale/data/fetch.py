@@ -17,6 +17,7 @@ import numpy as np
 from flamscale.data import storage
 from flamscale.data.clips import ClipSpace
 from flamscale.data.ranges import SampleId, merge, part_of
+from flamscale.errors import DataError
 
 Contents = dict[SampleId, Callable[[], bytes]]
 """How to get the bytes of samples."""
@@ -75,6 +76,7 @@ class Fetcher:
         keys = {sample_id: self._key(sample_id) for sample_id in samples}
         contents: Contents = {}
         with self._lock:
+            self._drop_failed(keys.values())
             self._send({key for key in keys.values() if key not in self._pieces})
             for sample_id, key in keys.items():
                 piece = self._pieces[key]
@@ -110,14 +112,24 @@ class Fetcher:
         if ranges and self._pool is None:
             self._pool = ThreadPoolExecutor(_REQUESTS, "range-requests")
         for shard, wanted in ranges.items():
-            for start, end, inside in merge(wanted):
+            for start, end, inside in self._merged(wanted):
                 assert self._pool is not None
                 url = self._space.shards[shard].url
-                reply = self._pool.submit(storage.read_range, url, start, end - start, self._cancel)
+                reply = self._pool.submit(_read_range, url, start, end - start, self._cancel)
                 piece = _Piece(reply, start, end - start, [key for _, _, key in inside])
                 self._pieces.update(dict.fromkeys(piece.keys, piece))
                 self._by_use[piece] = None
                 self.kept_bytes += piece.size_bytes
+
+    def _merged(self, wanted: list[tuple[int, int, _Key]]) -> Iterable[tuple[int, int, list[tuple[int, int, _Key]]]]:
+        """Joins what lies close together; blocks are large enough each for itself."""
+        return [(item[0], item[0] + item[1], [item]) for item in wanted] if self._in_blocks else merge(wanted)
+
+    def _drop_failed(self, keys: Iterable[_Key]) -> None:
+        """Forgets replies that are errors, so that they are asked for anew."""
+        for piece in {self._pieces[key] for key in keys if key in self._pieces}:
+            if piece.reply.done() and (piece.reply.cancelled() or piece.reply.exception() is not None):
+                self._drop(piece)
 
     def _drop(self, piece: _Piece) -> None:
         for key in piece.keys:
@@ -142,3 +154,10 @@ class Fetcher:
         inside = np.flatnonzero(member.offsets // _BLOCK_BYTES == key[1])
         start = int(member.offsets[inside].min())
         return start, int((member.offsets[inside] + member.sizes[inside]).max()) - start
+
+
+def _read_range(url: str, start: int, size_bytes: int, cancel: threading.Event) -> bytes:
+    """Reads a range, unless it is of no more use: what still waits for a thread is not to keep a process alive."""
+    if cancel.is_set():
+        raise DataError(f"Reading {url} was given up.")
+    return storage.read_range(url, start, size_bytes, cancel)

@@ -162,7 +162,8 @@ class FlamForWorldModeling(PreTrainedModel):
                 f"rollout of {steps} steps from {num_context} frames needs {num_context + steps - 1} actions, "
                 f"got {actions.shape[1]}."
             )
-        latent = actions if actions.is_floating_point() else self.flam.embed(self._check_true(actions)).sample
+        takes_latent = self.flam.config.action != "true" and actions.is_floating_point()
+        latent = actions if takes_latent else self.flam.embed(self._check_true(actions)).sample
         rollout = self.flam.rollout(features[:, :num_context], latent, self.tokenizer.quantize)
         return PredictedVideo(self.decode(rollout.features), actions, rollout.masks)
 
@@ -170,7 +171,12 @@ class FlamForWorldModeling(PreTrainedModel):
         """Returns true actions on the model's device; raises ConfigError unless it can take them."""
         config = self.flam.config
         if config.action == "true":
-            num_agents, values = actions.shape[2], actions.unique().tolist()
+            if actions.ndim != 3 or actions.is_floating_point():
+                raise ConfigError(
+                    f"Expected true actions, integers [clips, frames - 1, agents], got {actions.dtype} "
+                    f"{list(actions.shape)}; pass them as the labels have them."
+                )
+            num_agents, values = actions.shape[2], actions.unique().tolist() or [0]
             if num_agents > config.num_agents or not 0 <= values[0] <= values[-1] < config.num_agent_actions:
                 raise ConfigError(
                     f"Expected true actions of up to {config.num_agents} agents from 0 to "

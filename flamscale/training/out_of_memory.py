@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from flamscale.config import PretrainConfig
+from flamscale.config import FlamStageConfig, PretrainConfig
 from flamscale.errors import ConfigError
 from flamscale.training.sizes import Stage, build_objective, clip_bytes, count_parameters, stage_config, state_bytes
 
@@ -76,10 +76,12 @@ def largest_micro_batch(config: PretrainConfig, stage: Stage, world_size: int, f
     states = sum(state_bytes(num_parameters, world_size, config.cluster.zero_stage))
     each = clip_bytes(config, stage)
     share = math.gcd(settings.global_batch // world_size, settings.global_batch // config.cluster.num_workers)
+    contrasts = isinstance(settings, FlamStageConfig) and settings.contrastive_weight > 0
+    group = settings.contrastive_clips if contrasts else 1
     fitting = (
         clips
         for clips in range(settings.micro_batch - 1, 0, -1)
-        if share % clips == 0 and states + clips * each <= _USABLE * free
+        if share % clips == 0 and clips % group == 0 and states + clips * each <= _USABLE * free
     )
     return next(fitting, None)
 

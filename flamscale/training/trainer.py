@@ -204,15 +204,14 @@ class Trainer:
         """Goes back to the newest checkpoint, to leave out what came before the bad step, counted from 0.
 
         Raises:
-            FlamError: It has been done too often.
+            FlamError: It has been done too often, or there is none any more.
         """
         found = f"found {why} at step {bad_step + 1} of stage {self.stage}"
-        if self._filter.rewinds >= self.config.max_rewinds:
+        if self._filter.rewinds >= self.config.max_rewinds or not self._go_back():
             raise FlamError(
                 f"Expected a finite loss that does not jump, {found}, after going back {self._filter.rewinds} times; "
                 "start a new --out with a lower learning rate."
             )
-        self._go_back()
         left_out = self._filter.leave_out(bad_step, self._done)
         head = {"stage": self.stage, "step": self._done, "kind": "rewind"}
         self.recorder.write(head | {"bad_step": bad_step + 1, "why": why, "left_out": left_out})

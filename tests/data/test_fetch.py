@@ -16,6 +16,7 @@ from flamscale.data.fetch import Fetcher
 from flamscale.data.loader import ClipLoader
 from flamscale.data.manifest import VIDEO, Manifest
 from flamscale.data.mixture import Mixture
+from flamscale.errors import DataError
 
 
 @pytest.fixture
@@ -125,6 +126,35 @@ def test_a_block_that_comes_damaged_is_asked_for_anew_and_only_once(
         assert torch.equal(_videos(loader, 12), expected)
         assert loader.skipped_samples == 0
     assert len({url for url, _, _ in requests}) < len(requests) < 12
+
+
+def test_a_shard_that_was_missing_for_a_moment_is_asked_for_again(
+    remote: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = storage.read_range, itertools.count()
+
+    def missing_once(url: str, offset: int, size_bytes: int, cancel: object) -> bytes:
+        if next(calls) == 0:
+            raise FileNotFoundError(url)
+        return real(url, offset, size_bytes)
+
+    monkeypatch.setattr(storage, "read_range", missing_once)
+    fetcher = Fetcher(ClipSpace(remote.of_split("train"), 3, 1, 1), VIDEO, limit_bytes=2**20, in_blocks=True)
+    with pytest.raises(FileNotFoundError):
+        fetcher.request([(0, 0)])[0, 0]()
+    assert fetcher.request([(0, 0)])[0, 0]()
+    fetcher.close()
+
+
+def test_what_waits_for_its_turn_is_not_asked_for_once_reading_is_given_up(
+    remote: Manifest, requests: list[tuple[str, int, int]]
+) -> None:
+    fetcher = Fetcher(ClipSpace(remote.of_split("train"), 3, 1, 1), VIDEO)
+    fetcher.cancel()
+    with pytest.raises(DataError, match=r"was given up\.$"):
+        fetcher.request([(0, 0)])[0, 0]()
+    assert not requests
+    fetcher.close()
 
 
 def test_a_process_that_meets_few_samples_twice_keeps_none(remote: Manifest) -> None:

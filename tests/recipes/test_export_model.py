@@ -1,6 +1,7 @@
 """The recipe as a user runs it: a run directory in, a model that loads out; one sentence for every mistake."""
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,15 @@ def test_an_earlier_checkpoint_is_another_model(export: Callable[..., None], run
     export("--run", run, "--step", 10, "--out", tmp_path / "model")
     weights, last = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", run / "model"))
     assert any(not equal(value, last[name]) for name, value in weights.items())
+
+
+def test_the_start_of_a_run_is_no_model_to_export(export: Callable[..., None], run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    folder = tmp_path / "run/checkpoints/flam"
+    shutil.rmtree(folder / "step-000012")
+    (folder / "step-000010").rename(folder / "step-000000")
+    with pytest.raises(CheckpointError, match=r"Expected a checkpoint of stage 2 in .*, found step-000000; check"):
+        export("--run", tmp_path / "run", "--out", tmp_path / "model")
 
 
 def test_a_step_without_a_checkpoint_is_told(export: Callable[..., None], run: Path, tmp_path: Path) -> None:

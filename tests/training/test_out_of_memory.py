@@ -67,6 +67,13 @@ def test_the_micro_batch_named_shares_the_global_batch_and_leaves_room_for_the_s
     assert largest(1) is None
 
 
+def test_the_micro_batch_named_holds_whole_groups_of_the_contrastive_term(tmp_path):
+    config = limited_config("data", tmp_path, GLOBAL_BATCH)
+    stage = replace(config.flam_stage, global_batch=48, micro_batch=48, contrastive_weight=1.0, contrastive_clips=16)
+    config = replace(config, flam_stage=stage)
+    assert largest_micro_batch(config, "flam", 1, free=2**40) == 16  # 24 would fit too
+
+
 def test_other_errors_pass_as_they_are(tmp_path):
     config = limited_config("data", tmp_path, GLOBAL_BATCH)
     with pytest.raises(RuntimeError, match=r"^shapes differ$"), naming_what_fits(config, "flam", 1, CPU):
