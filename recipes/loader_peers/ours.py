@@ -10,11 +10,18 @@ from flamscale.data.loader import ClipLoader
 from flamscale.data.mixture import Mixture
 
 SETTINGS = {"window_shards": 16, "prefetch_batches": 4}
+WITHOUT_COPIES = SETTINGS | {"window_shards": 2, "fetch_cache_mib": 12}
+"""The data are few: memory holds a window, as it would of many, and not half of all."""
+
+
+def settings_of(job: Job) -> dict[str, int]:
+    """Returns the loader's settings for a job."""
+    return WITHOUT_COPIES if "://" in job.url and not job.local else SETTINGS
 
 
 def open_loader(job: Job) -> Generator[torch.Tensor, None, None]:
     """Yields clips."""
-    config = DataConfig(num_processes=job.num_processes, shard_cache=job.local, **SETTINGS)
+    config = DataConfig(num_processes=job.num_processes, shard_cache=job.local, **settings_of(job))
     loader = ClipLoader(
         Mixture.load([job.url]),
         "train",
@@ -39,4 +46,4 @@ def open_loader(job: Job) -> Generator[torch.Tensor, None, None]:
 def main() -> None:
     """Does the job on the command line."""
     job = Job.of_command_line()
-    compete(job, open_loader(job), SETTINGS)
+    compete(job, open_loader(job), settings_of(job))
