@@ -13,7 +13,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 MANIFEST := $(if $(findstring ://,$(DATA)),,$(DATA)/manifest.arrow)
 
-.PHONY: pretrain test test-cluster test-rest
+.PHONY: pretrain test test-ray test-rest
 .DELETE_ON_ERROR:
 
 pretrain: $(INSTALLED) $(MANIFEST)
@@ -23,13 +23,13 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(MAKE) --no-print-directory -j 2 --output-sync=target test-cluster test-rest
+	$(MAKE) --no-print-directory -j 2 --output-sync=target test-ray test-rest
 
-test-cluster:
-	$(BIN)/pytest tests/cluster
+test-ray:
+	$(BIN)/pytest -m ray
 
 test-rest:
-	$(BIN)/pytest --ignore tests/cluster
+	$(BIN)/pytest -m "not ray"
 
 ifdef MANIFEST
 $(MANIFEST): | $(INSTALLED)
