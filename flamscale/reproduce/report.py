@@ -53,7 +53,7 @@ def write_report(config: ReproduceConfig, studies: Sequence[Study], command: str
         titles = {variant.name: variant.title for variant in variants}
         rows = read_rows(runs, variants)
         rows += [row for data in table.paper_data for row in paper_rows(data, titles)]
-    made = Provenance(command=command, settings=settings, runs=tuple(_run_json(run) for run in runs))
+    made = Provenance(command=command, settings=settings, runs=tuple(_run_json(run, Path(base.out)) for run in runs))
     return write_table(out, table, rows, made)
 
 
@@ -186,12 +186,12 @@ def _bracketed(found: Estimate, metric: Metric, sign: str = "") -> str:
     return f"{found.value:{form}}" if math.isfinite(found.value) else "n/a"
 
 
-def _run_json(run: Run) -> dict[str, Any]:
+def _run_json(run: Run, out: Path) -> dict[str, Any]:
     record = RunRecord(run)
     attempts = record.read()["attempts"]
     return {
         "name": run.name,
-        "directory": run.config.out,
+        "directory": str(Path(run.config.out).relative_to(out)),
         "commit": attempts[-1]["commit"] if attempts else "",
         "finished": record.is_finished,
     }

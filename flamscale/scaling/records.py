@@ -139,9 +139,9 @@ class Point:
     """Disentanglement, completeness and informativeness (FLAM's form), where the data have labels; completeness is no
     number where there is but one slot."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the point as JSON values."""
-        return dataclasses.asdict(self)
+    def to_json(self, folder: Path) -> dict[str, Any]:
+        """Returns the point as JSON values, its run directory relative to the study's folder, which may move."""
+        return dataclasses.asdict(self) | {"directory": str(Path(self.directory).relative_to(folder))}
 
 
 def read_point(run: Run, tflops_per_s: float) -> Point:

@@ -37,7 +37,7 @@ def write_study_report(study: Study, tflops_per_s: float, command: str) -> Path:
         "study": study.name,
         "question": study.question,
         "command": command,
-        "points": [point.to_json() for point in points],
+        "points": [point.to_json(folder) for point in points],
         "missing": missing,
         "stopped": stopped,
         "conclusions": [_to_json(group) for group in groups],
