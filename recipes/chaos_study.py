@@ -5,9 +5,9 @@ Runs a study of many small runs on an emulated cluster of two nodes while proces
 Fails unless every run is finished once, with every step recorded once.
 
 Command: python recipes/chaos_study.py
-Hardware and hours: two CPU cores, half an hour; 9 minutes for 16 runs, beside much other work.
+Hardware and hours: two CPU cores, ten minutes.
 Expected: no run lost or done twice; a free device has its next run handed over within a second, and the rest of the
-time between two runs is the start of a process.
+time between two runs, some ten seconds, is the start of a process.
 """
 
 import json
