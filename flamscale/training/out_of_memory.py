@@ -76,8 +76,9 @@ def largest_micro_batch(config: PretrainConfig, stage: Stage, world_size: int, f
     states = sum(state_bytes(num_parameters, world_size, config.cluster.zero_stage))
     each = clip_bytes(config, stage)
     share = math.gcd(settings.global_batch // world_size, settings.global_batch // config.cluster.num_workers)
-    contrasts = isinstance(settings, FlamStageConfig) and settings.contrastive_weight > 0
-    group = settings.contrastive_clips if contrasts else 1
+    group = 1  # clips that the contrastive term needs together
+    if isinstance(settings, FlamStageConfig) and settings.contrastive_weight:
+        group = settings.contrastive_clips
     fitting = (
         clips
         for clips in range(settings.micro_batch - 1, 0, -1)
