@@ -167,7 +167,7 @@ class FlamForWorldModeling(PreTrainedModel):
         rollout = self.flam.rollout(features[:, :num_context], latent, self.tokenizer.quantize)
         return PredictedVideo(self.decode(rollout.features), actions, rollout.masks)
 
-    def _check_true(self, actions: Int[Tensor, "B L E"]) -> Int64[Tensor, "B L E"]:
+    def _check_true(self, actions: Tensor) -> Int64[Tensor, "B L E"]:
         """Returns true actions on the model's device; raises ConfigError unless it can take them."""
         config = self.flam.config
         if config.action == "true":

@@ -16,7 +16,7 @@ def test_a_dry_run_lists_every_run_and_the_total_and_writes_nothing(tmp_path):
     out = tmp_path / "out"
     done = run("--study", "data", "--data", str(tmp_path / "data"), "--out", str(out), "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "8 runs" in done.stdout
+    assert "10 runs" in done.stdout
     assert "assumed: a device does 0.016 TFLOP/s" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
