@@ -67,7 +67,8 @@ def test_the_best_model_is_exported_with_the_study_on_its_card(finished: Study):
     folder = Path(finished.base.out) / "frontier" / "k-2"
     assert AutoModel.from_pretrained(folder).flam.config.num_slots == 2
     card = ModelCard.load(folder / "README.md")
-    assert (card.data.license, card.data.library_name) == ("apache-2.0", "flamscale")
+    facts = card.data.to_dict()
+    assert (facts["license"], facts["library_name"]) == ("apache-2.0", "flamscale")
     assert "latent-actions" in card.data.tags
     for part in ("scaling study *s*: Does it go on?", "- No fit: A saturation curve", "| k | 2 |", "| commit | abc |",
                  "python study.py --out x", "held-out clips from"):  # fmt: skip
