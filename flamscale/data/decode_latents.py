@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from flamscale.data import npy
 from flamscale.errors import DataError
 
 _LENGTH = struct.Struct("<H")  # of the header, at byte 8
@@ -23,7 +24,8 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
         raise ValueError(f"version {version} of the .npy format, where (1, 0) was expected")
-    shape, in_columns, dtype = np.lib.format.read_array_header_1_0(file)
+    with npy.HEADERS:
+        shape, in_columns, dtype = np.lib.format.read_array_header_1_0(file)
     if in_columns or dtype.hasobject:
         raise ValueError(f"an array of {dtype}{' in Fortran order' * in_columns}, where rows of numbers were expected")
     return shape, dtype

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int8, Int64, UInt8
 from torch import Tensor
 
-from flamscale.data import storage
+from flamscale.data import npy, storage
 from flamscale.data.clips import Clip, ClipSpace
 from flamscale.data.manifest import Samples, Shard
 from flamscale.data.mixture import Mixture
@@ -87,7 +87,7 @@ def read_labels(shard: Shard, samples: Samples, sample: int, remedy: str) -> dic
         )
     try:
         content = storage.read_range(shard.url, int(member.offsets[sample]), int(member.sizes[sample]))
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        with npy.HEADERS, np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return dict(arrays)
     except FileNotFoundError as error:
         raise DataError(f"The shard {shard.url} is missing: copy it there, or make the data set anew.") from error
