@@ -21,6 +21,7 @@ _START_SHARES = (0.1, 0.5, 0.9)  # of the smallest loss that no size takes away
 _NUM_STARTS = 6  # of all combinations, those with the smallest error are gone on with
 _NUM_STEPS = 60  # of a resample's fit, which starts near its end
 _LEAST_GAIN = 1e-6  # relative decrease of a resample's error
+_MOST_DAMPING = 1e6
 
 
 def log_losses(parameters: Parameters, log_sizes: LogSizes) -> Float[np.ndarray, "... M"]:
@@ -75,10 +76,11 @@ def refit(
 
     All at once, by Levenberg and Marquardt's steps on squares reweighted to Huber's error (Holland and Welsch, 1977).
     """
-    found = np.tile(start, (len(weights), 1))
+    fits = np.tile(start, (len(weights), 1))
+    going_on = np.arange(len(weights))  # resamples whose error still falls
+    found, damping = fits.copy(), np.full(len(weights), 1e-3)
     values, slopes = _log_losses_and_slopes(found, log_sizes)
     errors = (weights * huber(delta, values - log_loss)).sum(axis=1)
-    damping = np.full(len(weights), 1e-3)
     for _ in range(_NUM_STEPS):
         residuals = values - log_loss
         scaled = weights * np.minimum(1.0, delta / np.maximum(np.abs(residuals), 1e-12))
@@ -90,10 +92,14 @@ def refit(
         trial_values, trial_slopes = _log_losses_and_slopes(trial, log_sizes)
         trial_errors = (weights * huber(delta, trial_values - log_loss)).sum(axis=1)
         better = trial_errors < errors
-        gain = np.max(1 - trial_errors[better] / errors[better], initial=0.0)
+        goes_on = np.where(better, trial_errors < (1 - _LEAST_GAIN) * errors, damping < _MOST_DAMPING)
         found[better], values[better], slopes[better] = trial[better], trial_values[better], trial_slopes[better]
         errors[better] = trial_errors[better]
-        damping = np.where(better, damping / 5, np.minimum(damping * 5, 1e6))
-        if gain < _LEAST_GAIN and damping.min() > 1.0:
+        damping = np.where(better, damping / 5, damping * 5)
+        fits[going_on] = found
+        going_on, weights, found, values, slopes, errors, damping = (
+            rows[goes_on] for rows in (going_on, weights, found, values, slopes, errors, damping)
+        )
+        if not len(going_on):
             break
-    return found
+    return fits
