@@ -7,7 +7,7 @@ from pathlib import Path
 from flamscale.config import FlamConfig, PretrainConfig, ReproduceConfig
 from flamscale.data.make_config import MakeShards
 from flamscale.data.sources.inputs import absolute
-from flamscale.reproduce.budgets import BUDGETS, Budget
+from flamscale.reproduce.budgets import BUDGETS, Budget, in_one_process
 from flamscale.reproduce.paper import AVERAGE, NUPLAN
 from flamscale.reproduce.rows import DCI, FVD, LPIPS, PSNR, RETURN, SSIM, Metric
 from flamscale.reproduce.variants import (
@@ -74,11 +74,10 @@ class Table:
         """The base in one process, which measures with the weights that are given."""
         lpips, fvd = (absolute(file) if file else "" for file in (config.lpips_weights, config.fvd_weights))
         base = replace(
-            base,
+            in_one_process(base),
             out=str(Path(config.out).resolve()),
             data=replace(base.data, url=(absolute(config.data),)),
             evaluation=replace(base.evaluation, lpips_weights=lpips, fvd_weights=fvd),
-            cluster=replace(base.cluster, num_workers=1, zero_stage=0),
         )
         return Study(name=self.name, question=self.question, base=base, axes=axes)
 
