@@ -22,7 +22,11 @@ class Mlp(nn.Module):
         self.down = nn.Linear(ratio * width, width)
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        return x + self.down(F.gelu(self.up(self.norm(x)), approximate="tanh"))
+        return x + self.change(self.norm(x))
+
+    def change(self, normed: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """Returns what is added to `x`, from norm(x)."""
+        return self.down(F.gelu(self.up(normed), approximate="tanh"))
 
 
 class CrossAttention(nn.Module):

@@ -1,7 +1,7 @@
 """Factorizer: features of a clip in, K slots a frame out (Eq. 2-3)."""
 
 import torch
-from flamscale_kernels import slot_attention, slot_attention_masks
+from flamscale_kernels import slot_attention, slot_attention_masks, slot_update
 from flamscale_kernels.dispatch import Backend
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -44,10 +44,25 @@ class FactorizerIteration(nn.Module):
         means, _ = slot_attention(
             content, queries, self.scale, values=tokens, token_weight=change, backend=self.kernels
         )
-        updates = self.value(means)  # [F, K, D]
-        width = slots.shape[-1]
-        slots = self.gru(updates.reshape(-1, width), slots.reshape(-1, width)).view_as(slots)
-        return self.temporal(self.mlp(slots))
+        new_slots, normed = self.updated(self.value(means).flatten(0, 1), slots.flatten(0, 2))
+        return self.temporal((new_slots + self.mlp.change(normed)).view_as(slots))
+
+    def updated(
+        self, updates: Float[Tensor, "R D"], slots: Float[Tensor, "R D"]
+    ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"]]:
+        """New slots by the GRU, and their layer norm for the MLP."""
+        return slot_update(
+            updates,
+            slots,
+            input_weight=self.gru.weight_ih,
+            hidden_weight=self.gru.weight_hh,
+            input_bias=self.gru.bias_ih,
+            hidden_bias=self.gru.bias_hh,
+            norm_weight=self.mlp.norm.weight,
+            norm_bias=self.mlp.norm.bias,
+            epsilon=self.mlp.norm.eps,
+            backend=self.kernels,
+        )
 
     def absorbed_queries(self, slots: Float[Tensor, "B T K D"]) -> Float[Tensor, "F K D"]:
         """Queries with the key projection absorbed: W_k^T W_q norm(slots)."""

@@ -3,7 +3,7 @@
 Command: python kernels/benchmarks/slot_attention.py    (--gate-only: numbers alone, also without a GPU)
 
 Every iteration has its own queries, as slots change in between; the update of the slots themselves is in
-training_step.py. Textbook peers project tokens to keys and values once (Locatello et al., arXiv 2006.15055); absorbed
+slot_update.py. Textbook peers project tokens to keys and values once (Locatello et al., arXiv 2006.15055); absorbed
 ones move both projections to the slots, which is the same function. Floor: every iteration reads the tokens once,
 forward and backward, and the backward pass writes their gradient.
 """

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-KERNEL_MODULES = ("slot_attention_kernels", "temporal_attention_kernels")
+KERNEL_MODULES = ("slot_attention_kernels", "slot_update_kernels", "temporal_attention_kernels")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The specification of the fused operations, in torch alone, in the equations' order and exact in float64.
 
 Letters: F frames (clips x frames), N tokens, C token channels, K slots, B clips, T frames of a clip, S sequences of a
-frame, H heads, E head width.
+frame, H heads, E head width, R rows (frames x slots), D slot width, U width of what a slot reads.
 """
 
 from typing import Literal
@@ -100,6 +100,38 @@ def _valid_pairs(
         tokens = token_mask[:, None, :]
         valid = tokens if valid is None else valid & tokens
     return valid[:, None] if valid is not None and num_heads else valid
+
+
+def slot_update(
+    updates: Float[Tensor, "R U"],
+    slots: Float[Tensor, "R D"],
+    *,
+    input_weight: Float[Tensor, "3*D U"],
+    hidden_weight: Float[Tensor, "3*D D"],
+    input_bias: Float[Tensor, "3*D"],
+    hidden_bias: Float[Tensor, "3*D"],
+    norm_weight: Float[Tensor, "D"],
+    norm_bias: Float[Tensor, "D"],
+    epsilon: float = 1e-5,
+) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"]]:
+    """GRU cell on every slot, and the layer norm of what it gives, which the slot's MLP takes.
+
+    Args:
+        updates: what each of R slots read, the cell's input.
+        slots: the slots before, the cell's hidden state.
+        input_weight, hidden_weight, input_bias, hidden_bias: of reset gate, update gate and candidate, one below the
+            other, as `torch.nn.GRUCell` holds them.
+        norm_weight, norm_bias: of the layer norm.
+        epsilon: added to the variance.
+
+    Returns:
+        The new slots and their layer norm, both in the new slots' type.
+
+    Source: Locatello et al., arXiv 2006.15055, Algorithm 1, lines 10-11, up to the MLP's first product.
+    """
+    slots = torch.gru_cell(updates, slots, input_weight, hidden_weight, input_bias, hidden_bias)
+    normed = torch.layer_norm(slots, slots.shape[1:], norm_weight, norm_bias, epsilon)
+    return slots, normed.to(slots.dtype)
 
 
 def temporal_attention(

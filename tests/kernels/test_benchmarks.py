@@ -31,7 +31,7 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["temporal_attention", "slot_attention", "training_step"])
+@pytest.mark.parametrize("name", ["temporal_attention", "slot_attention", "slot_update", "training_step"])
 def test_the_gate_is_green(name: str) -> None:
     finished = run(name, "--gate-only")
     assert finished.returncode == 0, finished.stderr

@@ -92,18 +92,6 @@ def assert_agrees(case: Case) -> None:
             assert x.abs().max() < 1e-5
 
 
-@pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fills every tensor of torch.empty with NaN, so that an element that no program writes is seen."""
-    empty = torch.empty
-
-    def filled(*args: Any, **kwargs: Any) -> Tensor:
-        x = empty(*args, **kwargs)
-        return x.fill_(float("nan")) if x.is_floating_point() else x
-
-    monkeypatch.setattr(torch, "empty", filled)
-
-
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("num_tokens", [1, 5, 17, 33, 70])
 @pytest.mark.parametrize("num_slots", [1, 3, 16, 33])
