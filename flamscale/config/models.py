@@ -75,7 +75,8 @@ class DynamicsConfig:
     activation_checkpointing: bool = False
     """Recompute the factorizer's iterations in the backward pass: less memory, about a third more compute."""
     kernels: Literal["auto", "triton", "reference"] = "auto"
-    """Slot attention and update, temporal attention: auto (Triton on CUDA, else torch), triton (or an error), reference."""
+    """Slot attention, slot update and temporal attention: auto (Triton on CUDA, else torch), triton (that, or an
+    error), reference (torch)."""
     attention: Literal["sdpa", "flash-attn"] = "sdpa"
     """All other attention by sdpa (torch) or flash-attn (half precision on CUDA; extra gpu)."""
 

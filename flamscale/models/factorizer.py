@@ -44,10 +44,10 @@ class FactorizerIteration(nn.Module):
         means, _ = slot_attention(
             content, queries, self.scale, values=tokens, token_weight=change, backend=self.kernels
         )
-        new_slots, normed = self.updated(self.value(means).flatten(0, 1), slots.flatten(0, 2))
+        new_slots, normed = self.update(self.value(means).flatten(0, 1), slots.flatten(0, 2))
         return self.temporal((new_slots + self.mlp.change(normed)).view_as(slots))
 
-    def updated(
+    def update(
         self, updates: Float[Tensor, "R D"], slots: Float[Tensor, "R D"]
     ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"]]:
         """New slots by the GRU, and their layer norm for the MLP."""

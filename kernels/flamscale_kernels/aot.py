@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-KERNEL_MODULES = ("slot_attention_kernels", "slot_update_kernels", "temporal_attention_kernels")
+CASE_MODULES = ("slot_attention_launch", "slot_update_kernels", "temporal_attention_launch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def build(case: AotCase) -> Resources:
 def cases() -> dict[str, AotCase]:
     """Returns the cases of all kernels, by name."""
     found: dict[str, AotCase] = {}
-    for module in KERNEL_MODULES:
+    for module in CASE_MODULES:
         found |= importlib.import_module(f"flamscale_kernels.{module}").AOT_CASES
     return found
 

@@ -146,18 +146,19 @@ def slot_attention_forward(
     and token_weight [F, N].
     """
     from flamscale_kernels import slot_attention_kernels as kernels
+    from flamscale_kernels import slot_attention_launch as launch
 
     tokens, queries, values = _with_whole_rows(tokens), _with_whole_rows(queries), _with_whole_rows(values)
     num_frames, num_heads, num_slots, channels = queries.shape
     width = channels if values is None else values.shape[-1]
-    block = kernels.tiles(num_slots, channels, None if values is None else width, tokens.element_size(), backward=False)
+    block = launch.tiles(num_slots, channels, None if values is None else width, tokens.element_size(), backward=False)
     means, mass = _empty_results(tokens, queries, values)
     grid = (num_frames * num_heads * -(-width // block.values),)
     with on_device_of(tokens):
         kernels.slot_attention_forward_kernel[grid](
             tokens, queries, values, _contiguous(logit_bias), _contiguous(token_mask), _contiguous(token_weight),
             means, mass, num_heads, tokens.shape[1], scale, epsilon, *_strides(tokens, queries, values),
-            **kernels.constants(
+            **launch.constants(
                 block, num_slots, channels, width, tokens.dtype,
                 epsilon_on_attention=epsilon_on_attention, backward=False,
             ),
@@ -204,11 +205,12 @@ def slot_attention_backward(
     have no element where nothing needs them.
     """
     from flamscale_kernels import slot_attention_kernels as kernels
+    from flamscale_kernels import slot_attention_launch as launch
 
     tokens, queries, values = _with_whole_rows(tokens), _with_whole_rows(queries), _with_whole_rows(values)
     num_frames, num_heads, num_slots, channels = queries.shape
     width = means.shape[-1]
-    block = kernels.tiles(num_slots, channels, None if values is None else width, tokens.element_size(), backward=True)
+    block = launch.tiles(num_slots, channels, None if values is None else width, tokens.element_size(), backward=True)
     grad_queries, grad_bias, weights = _empty_gradients(tokens, queries, logit_bias, needs_weights)
     grid = (num_frames * num_heads * -(-channels // block.columns),)
     with on_device_of(tokens):
@@ -217,7 +219,7 @@ def slot_attention_backward(
             _contiguous(token_weight), means, mass, grad_means.contiguous(), _contiguous(grad_mass),
             grad_queries, None if logit_bias is None else grad_bias, weights if needs_weights else None,
             num_heads, tokens.shape[1], weights.stride(-2), scale, epsilon, *_strides(tokens, queries, values),
-            **kernels.constants(
+            **launch.constants(
                 block, num_slots, channels, width, tokens.dtype,
                 epsilon_on_attention=epsilon_on_attention, backward=True,
             ),

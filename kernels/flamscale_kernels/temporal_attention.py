@@ -132,9 +132,9 @@ def _attention(
     bias: Tensor | None,
     frame_mask: Tensor | None,
 ) -> Tensor:
-    from flamscale_kernels import temporal_attention_kernels as kernels
+    from flamscale_kernels import temporal_attention_launch as launch
 
-    return kernels.forward(query, key, value, cos, sin, bias, frame_mask)
+    return launch.forward(query, key, value, cos, sin, bias, frame_mask)
 
 
 @_attention.register_fake
@@ -154,11 +154,11 @@ def _attention_backward(
     grad_output: Tensor,
     wants_grad_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from flamscale_kernels import temporal_attention_kernels as kernels
+    from flamscale_kernels import temporal_attention_launch as launch
 
     grads = [torch.empty(query.shape, dtype=query.dtype, device=query.device) for _ in range(3)]
     options = cos, sin, bias, frame_mask
-    grad_bias = kernels.backward(query, key, value, *options, grad_output, grads, wants_grad_bias)
+    grad_bias = launch.backward(query, key, value, *options, grad_output, grads, wants_grad_bias)
     return grads[0], grads[1], grads[2], grad_bias
 
 
@@ -176,10 +176,10 @@ def _attention_packed(
     bias: Tensor | None,
     frame_mask: Tensor | None,
 ) -> Tensor:
-    from flamscale_kernels import temporal_attention_kernels as kernels
+    from flamscale_kernels import temporal_attention_launch as launch
 
     query, key, value = query_key_value.unbind(3)
-    return kernels.forward(query, key, value, cos, sin, bias, frame_mask)
+    return launch.forward(query, key, value, cos, sin, bias, frame_mask)
 
 
 @_attention_packed.register_fake
@@ -197,12 +197,12 @@ def _attention_packed_backward(
     grad_output: Tensor,
     wants_grad_bias: bool,
 ) -> tuple[Tensor, Tensor]:
-    from flamscale_kernels import temporal_attention_kernels as kernels
+    from flamscale_kernels import temporal_attention_launch as launch
 
     grad = torch.empty(query_key_value.shape, dtype=query_key_value.dtype, device=query_key_value.device)
     options = cos, sin, bias, frame_mask
     query, key, value = query_key_value.unbind(3)
-    return grad, kernels.backward(query, key, value, *options, grad_output, grad.unbind(3), wants_grad_bias)
+    return grad, launch.backward(query, key, value, *options, grad_output, grad.unbind(3), wants_grad_bias)
 
 
 @_attention_packed_backward.register_fake

@@ -135,9 +135,9 @@ def test_values_and_gradients_equal_the_reference_in_every_variant(case: Case) -
     ],
 )
 def test_tiles_of_half_precision_cover_every_column_of_wide_shapes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = importlib.import_module("flamscale_kernels.slot_attention_kernels")
-    tiles = kernels.tiles
-    monkeypatch.setattr(kernels, "tiles", lambda k, c, v, itemsize, backward: tiles(k, c, v, 2, backward=backward))
+    launch = importlib.import_module("flamscale_kernels.slot_attention_launch")
+    tiles = launch.tiles
+    monkeypatch.setattr(launch, "tiles", lambda k, c, v, itemsize, backward: tiles(k, c, v, 2, backward=backward))
     assert_agrees(case)
 
 

@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 module = importlib.import_module("flamscale_kernels.temporal_attention")
-kernels = importlib.import_module("flamscale_kernels.temporal_attention_kernels")
-settings = kernels.settings
+launch = importlib.import_module("flamscale_kernels.temporal_attention_launch")
+settings = launch.settings
 temporal_attention = module.temporal_attention
 temporal_attention_packed = module.temporal_attention_packed
 
@@ -101,7 +101,7 @@ def assert_agrees(case: Case) -> None:
 @pytest.fixture(autouse=True)
 def _launched_as_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives float32 and float64, in which results are compared, the launch settings that training runs with."""
-    monkeypatch.setattr(kernels, "settings", lambda num_frames, width, _: settings(num_frames, width, torch.bfloat16))
+    monkeypatch.setattr(launch, "settings", lambda num_frames, width, _: settings(num_frames, width, torch.bfloat16))
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -124,7 +124,7 @@ def test_values_and_gradients_equal_the_reference_with_wide_heads(num_frames: in
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("num_frames", [2, 5, 17, 33])
 def test_float32_settings_agree_with_the_reference(num_frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "settings", settings)
+    monkeypatch.setattr(launch, "settings", settings)
     assert_agrees(replace(EVERY_OPTION, num_frames=num_frames, width=24))
 
 
