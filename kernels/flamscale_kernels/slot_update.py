@@ -183,7 +183,8 @@ def slot_update_backward(
 @slot_update_backward.register_fake
 def _(input_gates: Tensor, hidden_gates: Tensor, slots: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     sums = torch.empty((6, slots.shape[1]), dtype=_accumulator(slots), device=slots.device)
-    return *_empty_like(input_gates, hidden_gates, slots), sums
+    grad_input_gates, grad_hidden_gates, grad_slots = _empty_like(input_gates, hidden_gates, slots)
+    return grad_input_gates, grad_hidden_gates, grad_slots, sums
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
