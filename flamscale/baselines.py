@@ -80,13 +80,15 @@ def _monolithic(
     shared |= {"num_blocks": (4 if action == "true" else 2) * of.num_blocks}
     shared |= {"activation_checkpointing": False}
     config = MonolithicConfig(**shared, action=action, num_agents=num_agents, num_agent_actions=num_agent_actions)
-    stage = replace(run.flam_stage, reconstruction_weight=0.0, contrastive_weight=0.0)
+    stage = replace(run.flam_stage, reconstruction_weight=0.0, contrastive_weight=0.0, slot_cost=0.0)
     return replace(run, flam=config, flam_stage=stage)
 
 
 def _on_reconstructed_slots(run: PretrainConfig, config: FlamConfig) -> PretrainConfig:
     return replace(
         run,
-        flam=replace(config, slots_learn_from="reconstruction"),
-        flam_stage=replace(run.flam_stage, reconstruction_weight=run.flam_stage.reconstruction_weight or 1.0),
+        flam=replace(config, slots_learn_from="reconstruction", adaptive_slots=False),
+        flam_stage=replace(
+            run.flam_stage, reconstruction_weight=run.flam_stage.reconstruction_weight or 1.0, slot_cost=0.0
+        ),
     )

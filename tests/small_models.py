@@ -20,6 +20,7 @@ TOKENIZER = TokenizerConfig(
     fsq_levels=(4, 3, 3),
 )
 FLAM = FlamConfig(num_slots=3, width=16, action_width=4, num_heads=2, num_blocks=1, slot_iterations=2, mlp_ratio=2)
+ADAPTIVE = replace(FLAM, adaptive_slots=True)
 MONOLITHIC = MonolithicConfig(width=16, action_width=4, num_heads=2, num_blocks=1, mlp_ratio=2)
 TRUE_ACTIONS = replace(MONOLITHIC, action="true", num_agents=2, num_agent_actions=3)
 

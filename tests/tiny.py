@@ -29,9 +29,9 @@ NUM_STEPS = 12
 CHECKPOINT_EVERY = 5
 
 
-def make_data(url: str, seed: int = 0) -> str:
+def make_data(url: str, seed: int = 0, num_agents: int = 2) -> str:
     """Writes 20 episodes of 14 frames; returns their URL."""
-    source = MultigridSource(num_agents=2, size=32, episodes=20, episode_frames=14, seed=seed)
+    source = MultigridSource(num_agents=num_agents, size=32, episodes=20, episode_frames=14, seed=seed)
     with ShardWriter(
         url, name="tiny", source="multigrid", arguments={"seed": seed}, crf=LOSSLESS_CRF, shard_bytes=2**20
     ) as writer:

@@ -121,10 +121,22 @@ class FlamConfig(DynamicsConfig):
     """What trains the factorizer: prediction (with all else, Eq. 6), or reconstruction alone (SlotFormer, PlaySlot)."""
     action: Literal["gaussian", "quantized", "none"] = "gaussian"
     """Latent action of a slot: gaussian (Eq. 4), quantized (one of the codes of action-levels), none (SlotFormer)."""
+    adaptive_slots: bool = False
+    """Each clip keeps some of the slots, chosen by its first frame, and leaves out the others (AdaSlot, arXiv
+    2406.09196); num-slots is then the most it can keep, and flam-stage.slot-cost what keeping one costs."""
 
     def __post_init__(self) -> None:
         require(self.num_slots >= 1, f"flam.num-slots (K) must be at least 1, got {self.num_slots}.")
         require(self.slot_iterations >= 1, f"flam.slot-iterations must be at least 1, got {self.slot_iterations}.")
+        require(
+            not self.adaptive_slots or self.slots_learn_from == "prediction",
+            "flam.adaptive-slots needs flam.slots-learn-from prediction, got reconstruction (SlotFormer, PlaySlot: "
+            "their number of slots is fixed); leave it out.",
+        )
+        require(
+            not self.adaptive_slots or self.attention == "sdpa",
+            f"flam.adaptive-slots needs flam.attention sdpa, got {self.attention}, which cannot leave slots out.",
+        )
         super().__post_init__()
 
     @property

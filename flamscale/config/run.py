@@ -153,13 +153,18 @@ class PretrainConfig:
 
     def _check_slot_terms(self) -> None:
         stage = self.flam_stage
-        for name in ("reconstruction_weight", "contrastive_weight"):
+        for name in ("reconstruction_weight", "contrastive_weight", "slot_cost"):
             weight = getattr(stage, name)
             require(
                 isinstance(self.flam, FlamConfig) or weight == 0,
                 f"flam-stage.{name.replace('_', '-')} {weight} cannot take effect in a {self.flam.model} model, which "
                 "has no slots; set it to 0.",
             )
+        require(
+            stage.slot_cost == 0 or (isinstance(self.flam, FlamConfig) and self.flam.adaptive_slots),
+            f"flam-stage.slot-cost {stage.slot_cost} cannot take effect where all slots are kept; set it to 0, or pass "
+            "--flam.adaptive-slots.",
+        )
         learns_from_prediction = not isinstance(self.flam, FlamConfig) or self.flam.slots_learn_from == "prediction"
         require(
             learns_from_prediction or stage.reconstruction_weight > 0,

@@ -136,13 +136,16 @@ class FlamStageConfig(StageConfig):
     contrastive_weight: float = 0.0
     """Weight of a term beyond Eq. 6: each slot shall be like itself in the next frame and unlike all others (loss units
     a nat; SlotContrast, arXiv 2412.14295); 0 leaves it out."""
+    slot_cost: float = 0.0
+    """Weight of a term beyond Eq. 6: the expected number of slots that a clip keeps, with flam.adaptive-slots (loss
+    units a slot); it rises as beta does; 0 leaves it out."""
     contrastive_clips: int = 8
     """Clips whose slots that term tells from one another (count); micro-batch is a multiple of it. Without effect on
     others."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("beta", "reconstruction_weight", "contrastive_weight"):
+        for name in ("beta", "reconstruction_weight", "contrastive_weight", "slot_cost"):
             value = getattr(self, name)
             require(value >= 0, f"{name.replace('_', '-')} must be 0 or more, got {value}.")
         require(self.beta_warmup_start >= 0, f"beta-warmup-start must be 0 or more, got {self.beta_warmup_start}.")

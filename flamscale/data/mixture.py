@@ -31,7 +31,8 @@ class Mixture:
             if (other.height, other.width, other.content) != (first.height, first.width, first.content):
                 raise ConfigError(
                     f"Data sets that are mixed must have frames of one size; those of {first.url} are {first.width} x "
-                    f"{first.height} pixels, those of {other.url} {other.width} x {other.height}."
+                    f"{first.height} pixels, those of {other.url} {other.width} x {other.height}; make shards of one "
+                    "--size."
                 )
 
     @classmethod

@@ -76,7 +76,11 @@ def infer_factors(tokenizer: Tokenizer, flam: WorldModel, clips: Tensor, batch_c
             frames = clips[batch].to(device_of(flam))
             indices = tokenizer.encode(to_images(frames)).unflatten(0, frames.shape[:2])
             output = flam(tokenizer.lookup(indices))
-            parts.append((output.slots, output.masks, output.action_mean))
+            slots, actions = output.slots, output.action_mean
+            if output.selection is not None:  # what no part is taken in tells nothing
+                kept = output.selection.kept.unsqueeze(-1)  # [B, 1, K, 1]
+                slots, actions = slots * kept, actions * kept
+            parts.append((slots, output.masks, actions))
     return InferredFactors(*(cat(of).double().cpu().numpy() for of in zip(*parts, strict=True)))
 
 

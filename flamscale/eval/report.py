@@ -155,6 +155,7 @@ def _factor_section(result: Mapping[str, Any]) -> str:
         [
             "## Factors",
             _table(["slot", *slots], rows),
+            *_kept_note(factors),
             f"KL of all factors {_number(factors['kl_total'], 2)} nats a step; {factors['dead_slots']} dead slot(s); "
             f"assignment entropy {_number(factors['assignment_entropy'], 3)} of at most "
             f"{_number(factors['max_assignment_entropy'], 3)} nats. Codebook: "
@@ -162,6 +163,17 @@ def _factor_section(result: Mapping[str, Any]) -> str:
             f"perplexity {_number(tokenizer['codebook_perplexity'], 1)}.",
         ]
     )
+
+
+def _kept_note(factors: Mapping[str, Any]) -> list[str]:
+    if "slots_kept" not in factors:
+        return []
+    clips = {count: clips for count, clips in enumerate(factors["slots_kept_clips"]) if clips}
+    return [
+        f"A clip keeps {_number(factors['slots_kept'], 2)} of {len(factors['kl'])} slots on average: "
+        + ", ".join(f"{count} in {number} clip(s)" for count, number in clips.items())
+        + "."
+    ]
 
 
 def _entity_section(entities: Mapping[str, Any]) -> str:

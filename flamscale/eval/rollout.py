@@ -138,7 +138,7 @@ def _infer(
     tokenizer: Tokenizer, flam: WorldModel, clips: Tensor, config: EvaluationConfig, true_actions: Tensor | None
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Returns the true clips' codebook indices [M, T, N] and latent actions [M, T-1, K, A], and the factor measures."""
-    indices, actions, kl, masks_mean, entropy, codes = [], [], [], [], [], []
+    indices, actions, kl, masks_mean, entropy, codes, kept = [], [], [], [], [], [], []
     for batch in batches(len(clips), config.batch_clips):
         frames = clips[batch].to(device_of(flam))
         indices.append(tokenizer.encode(to_images(frames)).unflatten(0, frames.shape[:2]))
@@ -148,6 +148,8 @@ def _infer(
         actions.append(flam.infer_actions(features) if given is None else output.actions)
         if output.action_codes is not None:
             codes.append(output.action_codes)
+        if output.selection is not None:
+            kept.append(output.selection.kept.sum(dim=(1, 2)).cpu())  # [B]
         kl.append(output.kl.double().mean(dim=1).cpu())  # [B, K]
         masks = output.masks.double()
         masks_mean.append(masks.mean(dim=(1, 3)).cpu())  # [B, K]
@@ -167,6 +169,12 @@ def _infer(
     if codes:
         used, perplexity = codebook_usage(torch.cat(codes), math.prod(flam.config.action_levels))
         factors |= {"action_codes_used": used, "action_perplexity": perplexity}
+    if kept:
+        counts = torch.cat(kept).round().long()
+        factors |= {
+            "slots_kept": mean([counts]),
+            "slots_kept_clips": counts.bincount(minlength=len(slot_mass) + 1).tolist(),
+        }
     return torch.cat(indices), torch.cat(actions), factors
 
 

@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from flamscale.config import FlamConfig
 from flamscale.models.blocks import CrossAttention, Mlp
@@ -26,11 +27,17 @@ class Aggregator(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.output = nn.Linear(config.width, feature_channels)
 
-    def forward(self, features: Float[Tensor, "B T N C"], slots: Float[Tensor, "B T K D"]) -> Float[Tensor, "B T N C"]:
-        """Returns the features of the frames that the slots describe, drawn over the given ones."""
+    def forward(
+        self,
+        features: Float[Tensor, "B T N C"],
+        slots: Float[Tensor, "B T K D"],
+        kept: Float[Tensor, "B 1 K"] | None = None,
+    ) -> Float[Tensor, "B T N C"]:
+        """Returns the features of the frames that the slots describe, as far as kept, drawn over the given ones."""
         x = self.input(features) + self.position
         no_slot = self.no_slot.expand(*slots.shape[:2], -1, -1)
         context = torch.cat([slots, no_slot], dim=2)  # [B, T, K + 1, D]
+        weight = None if kept is None else functional.pad(kept, (0, 1), value=1.0)  # [B, 1, K + 1]
         for attention, mlp in zip(self.attention, self.mlps, strict=True):
-            x = mlp(attention(x, context))
+            x = mlp(attention(x, context, weight))
         return features + self.output(self.norm(x))

@@ -44,11 +44,17 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x: Float[Tensor, "*batch Q D"], context: Float[Tensor, "*batch M D"]
+        self,
+        x: Float[Tensor, "*batch Q D"],
+        context: Float[Tensor, "*batch M D"],
+        weight: Float[Tensor, "*#batch M"] | None = None,
     ) -> Float[Tensor, "*batch Q D"]:
+        """Returns `x` and what it attends to; `weight` is that of each key, None for 1."""
         query = self._heads(self.query(self.norm(x)))
         key, value = (self._heads(part) for part in self.key_value(self.context_norm(context)).chunk(2, dim=-1))
-        mixed = attend(query, key, value, self.backend)  # [F, Q, H, E]
+        if weight is not None:
+            weight = weight.expand(context.shape[:-1]).reshape(key.shape[:2])  # [F, M]
+        mixed = attend(query, key, value, self.backend, weight)  # [F, Q, H, E]
         return x + self.out(mixed.reshape(x.shape))
 
     def _heads(self, x: Float[Tensor, "*batch M D"]) -> Float[Tensor, "F M H E"]:

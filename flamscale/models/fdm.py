@@ -16,8 +16,10 @@ class ForwardDynamicsBlock(nn.Module):
         self.temporal = TemporalAttention(config.width, config.num_heads, config.kernels)
         self.mlp = Mlp(config.width, config.mlp_ratio)
 
-    def forward(self, x: Float[Tensor, "B T K D"], slots: Float[Tensor, "B T K D"]) -> Float[Tensor, "B T K D"]:
-        return self.mlp(self.temporal(self.spatial(x, slots)))
+    def forward(
+        self, x: Float[Tensor, "B T K D"], slots: Float[Tensor, "B T K D"], kept: Float[Tensor, "B 1 K"] | None
+    ) -> Float[Tensor, "B T K D"]:
+        return self.mlp(self.temporal(self.spatial(x, slots, kept)))
 
 
 class ForwardDynamics(nn.Module):
@@ -35,9 +37,17 @@ class ForwardDynamics(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.adapter = nn.Linear(config.width, config.width)
 
-    def forward(self, slots: Float[Tensor, "B T K D"], actions: Float[Tensor, "B T #K A"]) -> Float[Tensor, "B T K D"]:
-        """Returns the predicted slots of the frames that follow `slots`; a single action is that of all slots."""
+    def forward(
+        self,
+        slots: Float[Tensor, "B T K D"],
+        actions: Float[Tensor, "B T #K A"],
+        kept: Float[Tensor, "B 1 K"] | None = None,
+    ) -> Float[Tensor, "B T K D"]:
+        """Returns the predicted slots of the frames that follow `slots`; a single action is that of all slots.
+
+        A slot that is not kept is seen by no other.
+        """
         x = slots + self.action(actions)
         for block in self.blocks:
-            x = block(x, slots if self.coupling == "factored" else x)
+            x = block(x, slots if self.coupling == "factored" else x, kept)
         return slots + self.adapter(self.norm(x))

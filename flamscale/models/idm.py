@@ -22,11 +22,15 @@ class InverseDynamicsBlock(nn.Module):
         self.coupling = config.coupling
 
     def forward(
-        self, x: Float[Tensor, "B T K D"], slots: Float[Tensor, "B T K D"], next_slots: Float[Tensor, "B T K D"]
+        self,
+        x: Float[Tensor, "B T K D"],
+        slots: Float[Tensor, "B T K D"],
+        next_slots: Float[Tensor, "B T K D"],
+        kept: Float[Tensor, "B 1 K"] | None,
     ) -> Float[Tensor, "B T K D"]:
         next_values = self.next_value(self.next_norm(next_slots))  # attention to one key is that key's value
         seen = slots if self.coupling == "factored" else slots + next_values
-        return self.mlp(self.spatial(x, seen) + next_values)
+        return self.mlp(self.spatial(x, seen, kept) + next_values)
 
 
 class InverseDynamics(nn.Module):
@@ -52,12 +56,18 @@ class InverseDynamics(nn.Module):
             nn.init.constant_(self.log_var.bias, -4.0)  # nearly deterministic at first, so that actions carry signal
 
     def forward(
-        self, slots: Float[Tensor, "B T S D"], next_slots: Float[Tensor, "B T S D"]
+        self,
+        slots: Float[Tensor, "B T S D"],
+        next_slots: Float[Tensor, "B T S D"],
+        kept: Float[Tensor, "B 1 S"] | None = None,
     ) -> tuple[Float[Tensor, "B T K E"], Float[Tensor, "B T K E"] | None]:
-        """Returns mean and, of a Gaussian, log-variance of the actions that lead from `slots` to `next_slots`."""
+        """Returns mean and, of a Gaussian, log-variance of the actions that lead from `slots` to `next_slots`.
+
+        A slot that is not kept is seen by no other.
+        """
         x = slots
         for block in self.blocks:
-            x = block(x, slots, next_slots)
+            x = block(x, slots, next_slots, kept)
         if self.pool is not None:
             x = self.pool(x, (next_slots - slots).detach().square().mean(dim=-1))
         x = self.norm(x)

@@ -81,7 +81,7 @@ _TRUE = (
     "tokenizer turns frames into tokens, and a forward dynamics model predicts the next frame from them and the "
     "agents' actions."
 )
-_ABLATED = ("binding", "coupling", "slots_learn_from", "action")
+_ABLATED = ("binding", "coupling", "slots_learn_from", "action", "adaptive_slots")
 
 
 def model_card(

@@ -66,6 +66,7 @@ class Monolithic(WorldModel):
         states: Float[Tensor, "B L N D"],
         next_states: Float[Tensor, "B L N D"],
         noise: Float[Tensor, "B L 1 A"] | None = None,
+        kept: None = None,
     ) -> LatentActions:
         """Returns the latent action of every step; raises ConfigError in a model of true actions."""
         if self.idm is None:
@@ -84,6 +85,7 @@ class Monolithic(WorldModel):
         features: Float[Tensor, "B T N C"],
         slots: Float[Tensor, "B T N D"],
         actions: Float[Tensor, "B T 1 A"],
+        kept: None = None,
     ) -> Float[Tensor, "B T N C"]:
         """Returns the features of the frame after each given one, whose tokens are `slots`."""
         return features + self.output(self.norm(self.fdm(slots, actions)))

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flamscale.config import FlamStageConfig, TokenizerStageConfig
+from flamscale.config import FlamConfig, FlamStageConfig, TokenizerStageConfig
 from flamscale.models.flam import Flam
 from flamscale.models.tokenizer import Tokenizer, to_images
 from flamscale.models.world_model import WorldModel
@@ -68,7 +68,8 @@ class FlamObjective(nn.Module):
 
     The optional reconstruction term shows the aggregator where each slot is without waiting for the IDM and FDM to
     carry it there. Eq. 6 alone learns slowly to draw an entity on a patch where none was. The optional contrastive term
-    (`contrast_slots`) shall bind a slot to its entity; it has not been measured here yet.
+    (`contrast_slots`) shall bind a slot to its entity; it has not been measured here yet. Where clips keep some of the
+    slots, each that a clip is expected to keep costs `slot_cost`.
     """
 
     def __init__(self, flam: WorldModel, config: FlamStageConfig) -> None:
@@ -82,8 +83,10 @@ class FlamObjective(nn.Module):
         noise: Float[Tensor, "B T-1 K A"],
         beta: Float[Tensor, ""],
         actions: Int[Tensor, "B T-1 E"] | None = None,
+        slot_noise: Float[Tensor, "B K"] | None = None,
+        slot_cost: Float[Tensor, ""] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        output = self.flam(features, noise, self.config.predict_steps, actions)
+        output = self.flam(features, noise, self.config.predict_steps, actions, slot_noise)
         target = features[:, 1:]
         errors = [
             (predicted[:, depth:] - target[:, depth:]).square().mean()  # frames that lie at least depth + 1 ahead
@@ -106,9 +109,15 @@ class FlamObjective(nn.Module):
             "assignment_entropy": entropy,
             **{f"kl_{slot}": value for slot, value in enumerate(kl.detach())},
         }
+        selection = output.selection
+        if selection is not None:
+            assert slot_cost is not None
+            loss = loss + slot_cost * selection.probability.sum(dim=1).mean()
+            metrics["slots_kept"] = selection.kept.detach().sum(dim=2).mean()
         if self.config.reconstruction_weight > 0:
             assert isinstance(self.flam, Flam), "only slots are reconstructed"
-            reconstruction_loss = (self.flam.reconstruct(output.slots) - features).square().mean()
+            drawn = self.flam.reconstruct(output.slots, selection.kept if selection else None)
+            reconstruction_loss = (drawn - features).square().mean()
             loss = loss + self.config.reconstruction_weight * reconstruction_loss
             metrics["reconstruction_loss"] = reconstruction_loss.detach()
         if self.config.contrastive_weight > 0:
@@ -138,7 +147,7 @@ def contrast_slots(slots: Float[Tensor, "B T K D"], num_clips: int) -> Float[Ten
 class FlamInputs:
     """Turns a batch of frames or codebook indices into the arguments of `FlamObjective`: features, noise, beta.
 
-    And true actions, where the batch carries them.
+    And true actions, where the batch carries them; noise and cost of the slots, where a clip keeps some of them.
     """
 
     def __init__(
@@ -146,18 +155,22 @@ class FlamInputs:
     ) -> None:
         self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
         self.action_shape = (config.clip_frames - 1, flam.config.num_actions, flam.config.action_width)
+        self.adapts_slots = isinstance(flam.config, FlamConfig) and flam.config.adaptive_slots
         self.config = config
         self.seed = seed
         self.device = device
 
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
         progress = (step - self.config.beta_warmup_start) / self.config.beta_warmup_steps
-        beta = self.config.beta * min(max(progress, 0.0), 1.0)
+        warmup = min(max(progress, 0.0), 1.0)
         inputs = {
             "features": self.tokenizer.lookup(self.indices(batch.video.to(self.device))),
             "noise": self.noise(batch.positions).to(self.device),
-            "beta": torch.tensor(beta, device=self.device),
+            "beta": torch.tensor(self.config.beta * warmup, device=self.device),
         }
+        if self.adapts_slots:
+            inputs["slot_noise"] = self.slot_noise(batch.positions).to(self.device)
+            inputs["slot_cost"] = torch.tensor(self.config.slot_cost * warmup, device=self.device)
         return inputs if batch.actions is None else inputs | {"actions": batch.actions.to(self.device)}
 
     def indices(self, video: Tensor) -> Tensor:
@@ -168,8 +181,15 @@ class FlamInputs:
 
     def noise(self, positions: Tensor) -> Tensor:
         """Standard normal draws [B, T-1, K, A] that depend on the seed and each clip's position alone."""
-        generators = (
-            np.random.Generator(np.random.Philox(key=[self.seed, position])) for position in positions.tolist()
-        )
-        draws = [generator.standard_normal(self.action_shape, dtype=np.float32) for generator in generators]
+        streams = (np.random.Generator(self._stream(position)) for position in positions.tolist())
+        draws = [stream.standard_normal(self.action_shape, dtype=np.float32) for stream in streams]
         return torch.from_numpy(np.stack(draws))
+
+    def slot_noise(self, positions: Tensor) -> Tensor:
+        """Standard logistic draws [B, K] that depend on these alone, too, and have nothing to do with the others."""
+        streams = (np.random.Generator(self._stream(position).jumped()) for position in positions.tolist())
+        draws = [stream.logistic(size=self.action_shape[1]).astype(np.float32) for stream in streams]
+        return torch.from_numpy(np.stack(draws))
+
+    def _stream(self, position: int) -> np.random.Philox:
+        return np.random.Philox(key=[self.seed, position])

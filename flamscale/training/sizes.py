@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flamscale.config import PretrainConfig, StageConfig
+from flamscale.config import FlamConfig, PretrainConfig, StageConfig
 from flamscale.models.build import build_world_model
 from flamscale.models.lpips import Lpips, Network
 from flamscale.models.tokenizer import Tokenizer
@@ -74,6 +74,8 @@ def empty_inputs(config: PretrainConfig, stage: Stage, num_clips: int) -> dict[s
     }
     if model.action == "true":
         inputs["actions"] = torch.zeros(num_clips, num_frames - 1, model.num_agents, dtype=torch.int64)
+    if isinstance(model, FlamConfig) and model.adaptive_slots:
+        inputs |= {"slot_noise": torch.empty(num_clips, model.num_slots), "slot_cost": torch.empty(())}
     return inputs
 
 

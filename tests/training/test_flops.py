@@ -141,6 +141,14 @@ def test_the_frozen_tokenizer_costs_its_encoders_forward_for_every_frame() -> No
     assert video.backward == features.backward
 
 
+def test_adaptive_slots_cost_the_network_that_chooses_them() -> None:
+    flam = SMALL.flam
+    adaptive = count_clip_flops(replace(SMALL, flam=replace(flam, adaptive_slots=True)), "flam")
+    plain = count_clip_flops(SMALL, "flam")
+    chooser = linear(flam.num_slots, flam.width, flam.mlp_ratio * flam.width, flam.width, 1)
+    assert (adaptive.forward - plain.forward, adaptive.backward - plain.backward) == (chooser, 2 * chooser)
+
+
 def test_neither_checkpointing_nor_kernels_change_model_flops() -> None:
     expected = count_clip_flops(SMALL, "flam")
     for changes in ({"activation_checkpointing": True}, {"kernels": "triton"}):

@@ -1,5 +1,6 @@
 """Objectives and their inputs: losses by hand, and random numbers that know nothing of batches."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,13 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
-from flamscale.config import FlamStageConfig, TokenizerStageConfig
+from flamscale.config import (
+    ClusterConfig,
+    FlamStageConfig,
+    PretrainConfig,
+    TokenizerStageConfig,
+    WorldModelConfig,
+)
 from flamscale.errors import ConfigError
 from flamscale.training.objectives import (
     FlamInputs,
@@ -19,7 +26,7 @@ from flamscale.training.objectives import (
 )
 from flamscale.training.optimizer import build_optimizer, set_learning_rate
 from flamscale.types import Batch
-from tests.small_models import TRUE_ACTIONS, small_flam, small_monolithic, small_tokenizer
+from tests.small_models import ADAPTIVE, FLAM, MONOLITHIC, TRUE_ACTIONS, small_flam, small_monolithic, small_tokenizer
 
 CPU = torch.device("cpu")
 STAGE = FlamStageConfig(clip_frames=5, predict_steps=3, beta=0.5, beta_warmup_start=10, beta_warmup_steps=20)
@@ -219,6 +226,50 @@ def test_a_contrastive_weight_adds_the_term_to_the_loss_and_its_value_to_the_rec
 def test_contrastive_settings_that_cannot_be_are_refused(changes: dict[str, float], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         replace(STAGE, **changes)
+
+
+def test_each_slot_that_a_clip_is_expected_to_keep_has_its_cost() -> None:
+    flam = small_flam(ADAPTIVE)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(4, 5, 9, 8, generator=generator, dtype=torch.float64)
+    slot_noise = torch.logit(torch.rand(4, 3, generator=generator, dtype=torch.float64))
+    inputs = {"features": features, "noise": torch.zeros(4, 4, 3, 4, dtype=torch.float64)}
+    inputs |= {"beta": torch.tensor(0.3, dtype=torch.float64), "slot_noise": slot_noise}
+    free, _ = FlamObjective(flam, STAGE)(**inputs, slot_cost=torch.tensor(0.0, dtype=torch.float64))
+    loss, metrics = FlamObjective(flam, STAGE)(**inputs, slot_cost=torch.tensor(2.0, dtype=torch.float64))
+    selection = flam.select(flam.encode(features)[0], slot_noise)
+    assert_close(loss, free + 2.0 * selection.probability.sum(dim=1).mean())
+    assert_close(metrics["slots_kept"], (3.0 * selection.kept.detach()).mean())
+    loss.backward()
+    assert all(parameter.grad.norm() > 0 for parameter in flam.selector.parameters())
+
+
+def test_inputs_of_adaptive_slots_know_positions_alone_and_the_cost_rises_with_beta() -> None:
+    prepare = FlamInputs(small_tokenizer(), small_flam(ADAPTIVE), replace(STAGE, slot_cost=0.2), 0, CPU)
+    noise = prepare.slot_noise(POSITIONS)
+    assert noise.shape == (4, 3)
+    assert torch.equal(prepare.slot_noise(POSITIONS.flip(0)), noise.flip(0))
+    assert prepare.slot_noise(torch.arange(3_000)).std().item() == pytest.approx(math.pi / 3**0.5, rel=0.03)
+    for step, cost in ((10, 0.0), (15, 0.05), (30, 0.2)):
+        inputs = prepare(Batch(random_clips(), POSITIONS), step)
+        assert inputs["slot_cost"].item() == pytest.approx(cost)
+        assert torch.equal(inputs["slot_noise"], noise)
+
+
+@pytest.mark.parametrize(
+    ("flam", "sentence"),
+    [
+        (
+            FLAM,
+            r"^flam-stage\.slot-cost 0\.1 cannot take effect where all slots are kept; .* pass --flam\.adaptive-slots",
+        ),
+        (MONOLITHIC, r"^flam-stage\.slot-cost 0\.1 cannot take effect in a monolithic model, which has no slots"),
+    ],
+)
+def test_a_cost_of_slots_where_none_is_dropped_is_refused(flam: WorldModelConfig, sentence: str) -> None:
+    stage = replace(STAGE, clip_frames=9, slot_cost=0.1)
+    with pytest.raises(ConfigError, match=sentence):
+        PretrainConfig(flam=flam, flam_stage=stage, cluster=ClusterConfig(num_workers=1))
 
 
 def test_moving_pixels_weigh_more() -> None:
