@@ -4,7 +4,9 @@
 Trains the tokenizer (stage 1), then FLAM on its frozen features (stage 2), on Ray workers with DeepSpeed ZeRO; exports
 the model in Hugging Face form and rolls it out on held-out clips. Submitting the same command again resumes the run.
 
---data is short for --data.url, --kernels for --flam.kernels.
+--data is short for --data.url, --kernels for --flam.kernels. One tokenizer for several data sets: a run on all of them
+(--data A B --out runs/both), then one on each with --tokenizer-from runs/both; recipes/evaluate.py --data A tells how
+good model and tokenizer are on A alone.
 
 Command: ray job submit --runtime-env cluster/runtime_env.yaml --working-dir . -- \\
     python recipes/pretrain_large.py --preset large --data s3://bucket/shards --out /shared/runs/large

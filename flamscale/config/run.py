@@ -117,7 +117,8 @@ class PretrainConfig:
     """Seed of initial weights, data order and sampling (0 to 2**63 - 1)."""
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer_from: str = ""
-    """Run directory, or model/ folder, whose trained tokenizer this run uses; stage 1 is then left out."""
+    """Run directory, or model/ folder, whose trained tokenizer this run uses, on whichever data it was trained; stage 1
+    is then left out."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenizer_stage: TokenizerStageConfig = field(default_factory=TokenizerStageConfig)
     flam: FlamConfig | MonolithicConfig = field(default_factory=FlamConfig)

@@ -136,12 +136,12 @@ class FlamStageConfig(StageConfig):
     contrastive_weight: float = 0.0
     """Weight of a term beyond Eq. 6: each slot shall be like itself in the next frame and unlike all others (loss units
     a nat; SlotContrast, arXiv 2412.14295); 0 leaves it out."""
-    slot_cost: float = 0.0
-    """Weight of a term beyond Eq. 6: the expected number of slots that a clip keeps, with flam.adaptive-slots (loss
-    units a slot); it rises as beta does; 0 leaves it out."""
     contrastive_clips: int = 8
     """Clips whose slots that term tells from one another (count); micro-batch is a multiple of it. Without effect on
     others."""
+    slot_cost: float = 0.0
+    """Weight of a term beyond Eq. 6: the expected number of slots that a clip keeps, with flam.adaptive-slots (loss
+    units a slot); it rises as beta does; 0 leaves it out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -77,7 +77,7 @@ def infer_factors(tokenizer: Tokenizer, flam: WorldModel, clips: Tensor, batch_c
             indices = tokenizer.encode(to_images(frames)).unflatten(0, frames.shape[:2])
             output = flam(tokenizer.lookup(indices))
             slots, actions = output.slots, output.action_mean
-            if output.selection is not None:  # what no part is taken in tells nothing
+            if output.selection is not None:  # a dropped slot takes no part, whatever it is
                 kept = output.selection.kept.unsqueeze(-1)  # [B, 1, K, 1]
                 slots, actions = slots * kept, actions * kept
             parts.append((slots, output.masks, actions))

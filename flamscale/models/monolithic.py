@@ -66,7 +66,7 @@ class Monolithic(WorldModel):
         states: Float[Tensor, "B L N D"],
         next_states: Float[Tensor, "B L N D"],
         noise: Float[Tensor, "B L 1 A"] | None = None,
-        kept: None = None,
+        kept: Tensor | None = None,
     ) -> LatentActions:
         """Returns the latent action of every step; raises ConfigError in a model of true actions."""
         if self.idm is None:
@@ -85,7 +85,7 @@ class Monolithic(WorldModel):
         features: Float[Tensor, "B T N C"],
         slots: Float[Tensor, "B T N D"],
         actions: Float[Tensor, "B T 1 A"],
-        kept: None = None,
+        kept: Tensor | None = None,
     ) -> Float[Tensor, "B T N C"]:
         """Returns the features of the frame after each given one, whose tokens are `slots`."""
         return features + self.output(self.norm(self.fdm(slots, actions)))

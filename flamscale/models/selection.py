@@ -33,7 +33,7 @@ class SlotSelector(nn.Module):
     outcome is taken. A dropped slot is no key of any attention of IDM, FDM and aggregator, and its action has no KL.
 
     Source: AdaSlot (Fan et al., arXiv 2406.09196, Section 3), where slots compete in slot attention before the choice,
-    too, so that the gradient tells what a dropped one would add. Where we differ: it chooses for an image, not a clip.
+    too, so that the gradient tells what a dropped one would add. Where we differ: it chooses anew for every image.
     """
 
     def __init__(self, config: FlamConfig) -> None:
