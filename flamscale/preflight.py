@@ -37,7 +37,7 @@ def check_inputs(config: PretrainConfig, write: bool = True) -> Mixture:
         data.of_split(split)
         if write:
             load_true_actions(config.flam, data, split)  # only to find now what would stop stage 2
-    directory = RunDirectory(Path(config.out))
+    directory = RunDirectory.of(config)
     if write and config.copy_to:
         directory.create()
         restored = directory.restore(config, Mirror(directory.root, config.copy_to))

@@ -7,8 +7,7 @@ under Ray with a ZeroEngine.
 """
 
 import shutil
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from flamscale.models.build import build_world_model
 from flamscale.models.tokenizer import Tokenizer, frame_encoder, to_images
 from flamscale.models.world_model import WorldModel
 from flamscale.preflight import load_perceptual
-from flamscale.run_directory import find_tokenizer
+from flamscale.run_directory import RunDirectory, find_tokenizer
 from flamscale.stage import train_stage
 from flamscale.training.flops import count_clip_flops
 from flamscale.training.metrics import Observer
@@ -38,6 +37,7 @@ def pretrain(
     device: torch.device,
     command: str = "",
     observers: Sequence[Observer] = (),
+    shall_leave: Callable[[], bool] | None = None,
 ) -> dict[str, Any] | None:
     """Runs or resumes a whole pretraining run; all workers of one group call it with their own rank.
 
@@ -49,6 +49,7 @@ def pretrain(
         device: what this worker computes on.
         command: what started the run, for the report.
         observers: see every record of training and validation, on rank 0.
+        shall_leave: whether to save a checkpoint and end; None for whether the run directory has a file `leave`.
 
     Returns:
         The content of result.json on rank 0, None elsewhere.
@@ -56,7 +57,7 @@ def pretrain(
     Raises:
         FlamError: the settings, the data, a checkpoint or the run directory are not as needed.
     """
-    with open_worker(config, make_engine, rank, world_size, device, command, observers) as worker:
+    with open_worker(config, make_engine, rank, world_size, device, command, observers, shall_leave) as worker:
         tokenizer = _tokenizer(worker)
         with worker.timed("flam_stage_s"), naming_what_fits(config, "flam", world_size, device):
             flam = train_flam(worker, tokenizer)
@@ -105,7 +106,7 @@ def train_tokenizer(worker: Worker) -> None:
     if perceptual is not None:
         perceptual.to(worker.device)
     engine = worker.make_engine(TokenizerObjective(tokenizer, stage, perceptual), stage)
-    if worker.rank == 0:  # always: one that is there may be of a first try on other data
+    if worker.leads:  # always: one that is there may be of a first try on other data
         directory.save_median_frame(median_frame(worker.data))
     engine.barrier()
     prepare = TokenizerInputs(directory.load_median_frame(), stage, worker.device)
@@ -116,6 +117,7 @@ def train_tokenizer(worker: Worker) -> None:
         _load_part(trained, state, "tokenizer.")
         directory.save_tokenizer(trained, worker.data.hash)
         worker.copy(directory.median_frame, directory.tokenizer)
+    worker.hand_over(directory.tokenizer)
     engine.barrier()
     engine.close()
 
@@ -182,7 +184,7 @@ def summary(config: PretrainConfig, result: dict[str, Any]) -> list[str]:
     """Returns the last lines for the terminal: the main numbers, and where everything is."""
     from flamscale.eval.report import headline
 
-    root = Path(config.out)
+    root = RunDirectory.of(config).root
     return [
         *headline(result),
         f"run directory {root}: report.md, result.json, rollout.gif, curves.png, model/, metrics.jsonl, tensorboard/",

@@ -7,10 +7,12 @@ resumes the run; with other settings it is refused.
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import torch
@@ -100,6 +102,16 @@ class RunDirectory:
 
     root: Path
 
+    @classmethod
+    def of(cls, config: PretrainConfig) -> "RunDirectory":
+        """Returns the directory on this node; raises ConfigError if its name has a variable that is not set here."""
+        root = os.path.expandvars(config.out)
+        if "$" in root:
+            raise ConfigError(
+                f"--out {config.out} names an environment variable that node {gethostname()} lacks; set it."
+            )
+        return cls(Path(root))
+
     def checkpoints(self, stage: str) -> Path:
         """Checkpoints of one stage."""
         return self.root / "checkpoints" / stage
@@ -158,25 +170,33 @@ class RunDirectory:
     def restore(self, config: PretrainConfig, mirror: Mirror) -> list[str]:
         """Brings back from the run's copy in an object store what is further there than here; returns the names.
 
+        Where nodes share no disk, checkpoints stay there, and records always come from there: rank 0 may have moved.
+
         Raises:
             ConfigError: the copy is of a run with other settings.
             DataError: the store cannot be reached.
         """
         files = mirror.files()
+        description = f"{self.tokenizer.name}/tokenizer.json"
         if self.config.name in files:
             place = storage.join(mirror.url, self.config.name)
             check_same_settings(config, storage.read_bytes(place).decode(), mirror.url)
         wanted = [path.name for path in (self.config, self.median_frame) if path.name in files and not path.exists()]
-        if f"{self.tokenizer.name}/tokenizer.json" in files and not self.has_tokenizer:
+        if description in files and not self.has_tokenizer:
             wanted.append(self.tokenizer.name)
         needs_tokenizer = not self.has_tokenizer and self.tokenizer.name not in wanted
-        for stage in STAGES if needs_tokenizer else STAGES[1:]:
+        records = {path.name for path in (self.metrics, self.tensorboard)} & {name.partition("/")[0] for name in files}
+        if config.cluster.local_out:
+            wanted += records
+            if description not in files:  # or the node that wrote it would be further than the others
+                shutil.rmtree(self.tokenizer, ignore_errors=True)
+        stages = STAGES if needs_tokenizer else STAGES[1:]
+        for stage in () if config.cluster.local_out else stages:
             folder = self.checkpoints(stage)
             name = folder.relative_to(self.root).as_posix()
             there, here = mirror.newest_checkpoint(name, files), CheckpointStore(folder, keep=1).latest()
             if there and (here is None or there > (step_of(here.name) or 0)):
-                records = {path.name for path in (self.metrics, self.tensorboard)}
-                wanted += [f"{name}/{folder_name(there)}", *records & {file.partition("/")[0] for file in files}]
+                wanted += [f"{name}/{folder_name(there)}", *records]
         for name in dict.fromkeys(wanted):
             mirror.fetch(name, files)
         return list(dict.fromkeys(wanted))

@@ -58,7 +58,7 @@ def train_stage(
             seed=config.seed,
             progress=worker.say,
             beat=watchdog.beat,
-            shall_leave=directory.leave_notice.exists,
+            shall_leave=worker.shall_leave,
         ).run()
     return engine.full_state_dict()
 

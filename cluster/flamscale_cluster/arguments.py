@@ -79,7 +79,8 @@ def check_places(run: PretrainConfig) -> None:
         raise ConfigError("No data URL was given; pass --data FOLDER_OR_URL, the one that holds manifest.arrow.")
     if "://" in run.out:
         raise ConfigError(
-            f"--out must be a folder that all workers share, got {run.out}; mount the store, or copy after."
+            f"--out must be a folder, got {run.out}; pass the URL as --copy-to, and as --out a folder that all workers "
+            "share, or one of each node with --cluster.local-out."
         )
     check_absolute(places(run))
 
@@ -115,5 +116,5 @@ def places(run: PretrainConfig) -> list[tuple[str, str]]:
 
 
 def is_relative(place: str) -> bool:
-    """Whether a place depends on the working folder: neither a URL nor an absolute path."""
-    return "://" not in place and not Path(place).is_absolute()
+    """Whether a place depends on the working folder: no URL, absolute path or variable of each node."""
+    return "://" not in place and not place.startswith("$") and not Path(place).is_absolute()

@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import sys
-from pathlib import Path
 from typing import Any
 
 from flamscale.config import ClusterConfig, PretrainConfig
@@ -35,7 +34,7 @@ import ray.train.torch  # noqa: E402
 
 from flamscale_cluster.elastic import GrowthWatch, Room, find_world_size  # noqa: E402
 from flamscale_cluster.head import find_cluster  # noqa: E402
-from flamscale_cluster.leaving import LeaveNotice  # noqa: E402
+from flamscale_cluster.leaving import LeaveNotice, view_from_here  # noqa: E402
 from flamscale_cluster.process_group import ProcessGroupConfig  # noqa: E402
 from flamscale_cluster.worker import run_worker  # noqa: E402
 
@@ -57,11 +56,11 @@ def launch(config: PretrainConfig) -> dict[str, Any]:
     check_inputs(config)
     ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
     try:
-        with LeaveNotice(RunDirectory(Path(config.out)).leave_notice) as notice:
+        with LeaveNotice(RunDirectory.of(config).leave_notice) as notice:
             result, last_lines = _fit(config, notice)
     finally:
         ray.shutdown()
-        shutil.rmtree(Path(config.out) / _RAY_FOLDER, ignore_errors=True)
+        shutil.rmtree(RunDirectory.of(config).root / _RAY_FOLDER, ignore_errors=True)
     print("\n".join(last_lines), flush=True)
     return result
 
@@ -123,17 +122,21 @@ def _world_size(config: PretrainConfig, notice: LeaveNotice) -> int:
 
 def _trainer(config: PretrainConfig, world_size: int) -> Any:
     cluster = config.cluster
-    gpu = cluster.accelerator == "gpu"
+    gpu, directory = cluster.accelerator == "gpu", RunDirectory.of(config)
     return train.torch.TorchTrainer(
         run_worker,
-        train_loop_config={"config": dataclasses.asdict(config), "command": shlex.join(["python", *sys.argv])},
+        train_loop_config={
+            "config": dataclasses.asdict(config),
+            "command": shlex.join(["python", *sys.argv]),
+            "leave_notice": view_from_here(directory.leave_notice) if cluster.local_out else None,
+        },
         torch_config=ProcessGroupConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=world_size, use_gpu=gpu, resources_per_worker=_resources(cluster)
         ),
         run_config=train.RunConfig(
             name=_RAY_FOLDER,
-            storage_path=config.out,
+            storage_path=str(directory.root),  # of the driver's node, which the controller of the run shares
             failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=1),
             logging_config=train.LoggingConfig(log_level="CRITICAL"),
         ),
@@ -165,7 +168,7 @@ def _low_memory(config: PretrainConfig, world_size: int) -> FlamError:
             "lower --data.num-processes, --data.prefetch-batches, --data.cache-mib or --data.fetch-cache-mib, or "
             "choose nodes with more."
         )
-    stage: Stage = "flam" if RunDirectory(Path(config.out)).has_tokenizer else "tokenizer"
+    stage: Stage = "flam" if RunDirectory.of(config).has_tokenizer else "tokenizer"
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     places = [int(node.get("CPU", 0)) // config.cluster.cpus_per_worker for node in nodes]
     each = min(

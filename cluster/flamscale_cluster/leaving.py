@@ -1,9 +1,16 @@
-"""How the driver of a run tells its workers to leave: a signal, or a call, in; a file that they look for out."""
+"""How the driver of a run tells its workers to leave: a signal, or a call, in; a file that they look for out.
+
+Where the nodes share no disk, an actor beside the driver looks for the file on behalf of the workers.
+"""
 
 import os
 import signal
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flamscale.errors import LeaveError
 
@@ -50,3 +57,20 @@ class LeaveNotice:
         self.told = True
         self.give()
         os.write(1, b"told to leave: saving a checkpoint\n")  # print may be under way
+
+
+class FileView:
+    """Looks for a file on the node it is on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def exists(self) -> bool:
+        """Whether the file is there."""
+        return self._path.exists()
+
+
+def view_from_here(path: Path) -> Any:
+    """Returns an actor on this node that is a FileView, for workers on others."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(FileView).options(scheduling_strategy=here).remote(path)

@@ -4,6 +4,7 @@ import functools
 import logging
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -15,7 +16,11 @@ from flamscale_cluster.zero import ZeroEngine
 
 
 def run_worker(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]] | None:
-    """Runs this worker's part of the main job; `settings` holds its config as a dict, and its command line."""
+    """Runs this worker's part of the main job.
+
+    Args:
+        settings: its config as a dict, its command line, and who sees the notice to leave if it does not itself.
+    """
     config = from_dict(PretrainConfig, settings["config"])
     context = ray.train.get_context()
     device = torch.device("cpu")
@@ -28,5 +33,12 @@ def run_worker(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]] | N
     make_engine = functools.partial(ZeroEngine, zero_stage=config.cluster.zero_stage, device=device, seed=config.seed)
     rank, world_size = context.get_world_rank(), context.get_world_size()
     observers = [RayMetrics(run=config.out)]
-    result = pretrain(config, make_engine, rank, world_size, device, settings["command"], observers)
+    notice = settings["leave_notice"]
+    shall_leave = None if notice is None else functools.partial(_is_told, notice, rank)
+    result = pretrain(config, make_engine, rank, world_size, device, settings["command"], observers, shall_leave)
     return None if result is None else (result, summary(config, result))
+
+
+def _is_told(notice: Any, rank: int) -> bool:
+    """Whether the driver's notice to leave is there; one worker asks for all."""
+    return rank == 0 and ray.get(notice.exists.remote())

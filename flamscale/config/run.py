@@ -70,6 +70,9 @@ class ClusterConfig:
     to be started anew (seconds); 0 for never."""
     address: str = "auto"
     """Ray cluster to join: auto (the one this job runs on) or host:port."""
+    local_out: bool = False
+    """Whether each node has an --out of its own that the others do not see: checkpoints then lie at --copy-to alone,
+    to which each node uploads its part."""
     peak_tflops: float = 0.0
     """Peak of one device at the stages' precision (TFLOP/s), for MFU in the records; 0 for what a GPU's name tells."""
 
@@ -109,7 +112,8 @@ class PretrainConfig:
     """The main job: stage 1 (tokenizer), stage 2 (FLAM), evaluation."""
 
     out: str = "runs/pretrain"
-    """Run directory: everything the job writes goes here; a directory with checkpoints in it is resumed."""
+    """Run directory: everything the job writes goes here; a directory with checkpoints in it is resumed. Environment
+    variables in it ('$TMPDIR/run') are those of each node."""
     copy_to: str = ""
     """URL of a folder (s3://bucket/runs/name) that the run directory is copied to behind training: checkpoints,
     tokenizer, records and results; what a run directory lacks is brought back from there."""
@@ -132,6 +136,10 @@ class PretrainConfig:
         for name in ("tokenizer_stage", "flam_stage"):
             check_batch_split(getattr(self, name), self.cluster.num_workers, name)
         self._check_elastic()
+        require(
+            bool(self.copy_to) or not self.cluster.local_out,
+            "cluster.local-out needs an object store for the checkpoints, got none; pass --copy-to s3://bucket/folder.",
+        )
         require(
             self.flam.history_frames < self.flam_stage.clip_frames,
             f"flam.history-frames must be less than flam-stage.clip-frames, or rollouts would look back further than "

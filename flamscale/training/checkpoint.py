@@ -7,9 +7,8 @@ one rename to `step-000123/` commits it. What is not committed is never loaded, 
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +21,7 @@ from flamscale.errors import CheckpointError
 from flamscale.training.engine import Engine
 from flamscale.training.engine_state import read_module
 from flamscale.training.mirror import Mirror
+from flamscale.training.receipts import hash_file, is_receipt, merge_receipts, receipt, write_json
 from flamscale.training.retention import META, Retention, delete, folder_name, step_of
 
 
@@ -79,29 +79,26 @@ class CheckpointStore:
         """
         final = self.folder / folder_name(step)
         partial = final.with_suffix(".partial")
+        meta = self._describe(engine, extra) | {
+            "step": step,
+            "world_size": engine.world_size,
+            "loader_state": dataclasses.asdict(loader_state),
+            "filter_state": filter_state or {},
+            "versions": _versions(),
+        }
         with _named_failure(final):
-            if engine.rank == 0:
+            if self._makes_folders(engine):
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
             engine.barrier()
             engine.save(partial)
             (partial / f"random-{engine.rank:05d}.safetensors").write_bytes(save(_random_state(engine.device)))
             engine.barrier()
-            hashes = {name: _hash(partial / name) for name in _share(partial, engine)}
-            _write_json(partial / f"hashes-{engine.rank:05d}.json", hashes)
+            written = [path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file()]
+            names = self._share((name for name in written if not is_receipt(name)), engine)
+            write_json(partial / receipt(engine.rank), {name: hash_file(partial / name) for name in names})
             engine.barrier()
-            if engine.rank == 0:
-                meta = self._describe(engine, extra) | {
-                    "step": step,
-                    "world_size": engine.world_size,
-                    "loader_state": dataclasses.asdict(loader_state),
-                    "filter_state": filter_state or {},
-                    "versions": _versions(),
-                    "files": _merge_hashes(partial),
-                }
-                _write_json(partial / META, meta)
-                self._commit(partial, final)
-                self._drop_old()
+            self._finish(partial, final, meta, engine)
         engine.barrier()
 
     def load(self, engine: Engine, loader_state: Any, extra: Mapping[str, Any]) -> Resumed | None:
@@ -118,21 +115,46 @@ class CheckpointStore:
         Raises:
             CheckpointError: The checkpoint is damaged, or of another model or data set.
         """
-        if engine.rank == 0:
-            self._remove_uncommitted()
-        engine.barrier()
-        path = self.latest()
-        self._check_shared(path, engine)
+        path = self._find(engine)
         if path is None:
             return None
         meta = read_meta(path)
         self._check_same(path, meta, engine, loader_state, extra)
-        _check_files(path, meta["files"], engine)
+        self._check_files(path, meta["files"], engine)
         engine.load(path)
         if meta["world_size"] == engine.world_size:  # else each process keeps the state its seed and rank gave it
             _set_random_state(load_file(path / f"random-{engine.rank:05d}.safetensors"), engine.device)
         state = dataclasses.replace(loader_state, **meta["loader_state"])
         return Resumed(meta["step"], state, meta.get("filter_state", {}))
+
+    def _makes_folders(self, engine: Engine) -> bool:
+        """Whether this process makes the folder that it and others write their parts into."""
+        return engine.rank == 0
+
+    def _share(self, names: Iterable[str], engine: Engine) -> list[str]:
+        """Returns this process's share of a checkpoint's files, for hashing."""
+        return sorted(names)[engine.rank :: engine.world_size]
+
+    def _finish(self, partial: Path, final: Path, meta: dict[str, Any], engine: Engine) -> None:
+        """Commits what all processes have written, and drops old checkpoints."""
+        if engine.rank != 0:
+            return
+        receipts = sorted(path for path in partial.iterdir() if is_receipt(path.name))
+        files = merge_receipts(path.read_bytes() for path in receipts)
+        for path in receipts:
+            path.unlink()
+        write_json(partial / META, meta | {"files": files})
+        self._commit(partial, final)
+        self._drop_old()
+
+    def _find(self, engine: Engine) -> Path | None:
+        """Returns the newest committed checkpoint, the same for all processes."""
+        if engine.rank == 0:
+            self._remove_uncommitted()
+        engine.barrier()
+        path = self.latest()
+        self._check_shared(path, engine)
+        return path
 
     def _describe(self, engine: Engine, extra: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -171,6 +193,16 @@ class CheckpointStore:
                 f"Expected all workers to see the same checkpoints in {self.folder}, found "
                 f"{path.name if path else 'none'} on worker {engine.rank} and others elsewhere; put the output "
                 "directory on storage that all nodes share."
+            )
+
+    def _check_files(self, folder: Path, hashes: Mapping[str, str], engine: Engine) -> None:
+        """Raises CheckpointError on every process if any file is not the one that was committed."""
+        share = self._share(hashes, engine)
+        damaged = [name for name in share if not (folder / name).is_file() or hash_file(folder / name) != hashes[name]]
+        if engine.mean({"damaged": float(len(damaged))})["damaged"] > 0:
+            raise CheckpointError(
+                f"Expected the files of {folder} as they were committed, found {damaged[0] if damaged else 'one'} "
+                "missing or changed; delete that folder to go on from the checkpoint before it."
             )
 
     def _committed(self) -> dict[int, Path]:
@@ -233,36 +265,6 @@ def _set_random_state(state: Mapping[str, torch.Tensor], device: torch.device) -
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _share(folder: Path, engine: Engine) -> list[str]:
-    """This process's share of the checkpoint's files, for hashing."""
-    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in files if not name.startswith("hashes-"))[engine.rank :: engine.world_size]
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _merge_hashes(folder: Path) -> dict[str, str]:
-    merged: dict[str, str] = {}
-    for path in sorted(folder.glob("hashes-*.json")):
-        merged |= json.loads(path.read_text())
-        path.unlink()
-    return merged
-
-
-def _check_files(folder: Path, hashes: Mapping[str, str], engine: Engine) -> None:
-    """Raises CheckpointError on every process if any file is not the one that was committed."""
-    share = sorted(hashes)[engine.rank :: engine.world_size]
-    damaged = [name for name in share if not (folder / name).is_file() or _hash(folder / name) != hashes[name]]
-    if engine.mean({"damaged": float(len(damaged))})["damaged"] > 0:
-        raise CheckpointError(
-            f"Expected the files of {folder} as they were committed, found {damaged[0] if damaged else 'one'} missing "
-            "or changed; delete that folder to go on from the checkpoint before it."
-        )
-
-
 def read_meta(path: Path) -> dict[str, Any]:
     """Returns the description of the committed checkpoint at `path`; raises CheckpointError if it is damaged."""
     try:
@@ -281,16 +283,9 @@ def read_objective(path: Path) -> dict[str, torch.Tensor]:
         CheckpointError: it is damaged, or no checkpoint.
     """
     for name, expected in read_meta(path)["files"].items():
-        if not (path / name).is_file() or _hash(path / name) != expected:
+        if not (path / name).is_file() or hash_file(path / name) != expected:
             raise CheckpointError(f"Expected {path / name} as it was committed, found it missing or changed.")
     return read_module(path)
-
-
-def _write_json(path: Path, values: Any) -> None:
-    with path.open("w") as file:
-        json.dump(values, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager

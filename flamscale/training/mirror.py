@@ -24,8 +24,8 @@ _PAUSE_S = 10.0  # from a failure to the next attempt
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A file or folder to copy."""
+class Job:
+    """A file or folder of the run directory to copy."""
 
     path: Path
     retention: Retention | None = None
@@ -44,10 +44,10 @@ class Mirror:
     def __init__(self, root: Path, url: str, along: Iterable[Path] = ()) -> None:
         self.root = Path(root)
         self.url = url
-        self._along = [_Job(path) for path in along]
+        self._along = [Job(path) for path in along]
         self._changed = threading.Condition()
-        self._waiting: deque[_Job] = deque()
-        self._sending: _Job | None = None
+        self._waiting: deque[Job] = deque()
+        self._sending: Job | None = None
         self._doomed: set[Path] = set()
         self._closed = False
         self._cancel = threading.Event()
@@ -55,11 +55,11 @@ class Mirror:
 
     def send(self, *paths: Path) -> None:
         """Copies files and folders of the run directory, some time after it returns."""
-        self._add([_Job(path) for path in paths])
+        self._add([Job(path) for path in paths])
 
     def send_checkpoint(self, path: Path, retention: Retention) -> None:
         """Copies a committed checkpoint, then drops what is no longer kept in the store."""
-        self._add([_Job(path, retention), *self._along])
+        self._add([*self._along, Job(path, retention)])  # or a run that goes on from it could lack its last records
 
     def delete(self, checkpoint: Path) -> None:
         """Deletes a checkpoint here and does not copy it any more; one that is being copied goes when that is done."""
@@ -69,6 +69,11 @@ class Mirror:
                 self._doomed.add(checkpoint)
                 return
         delete(checkpoint)
+
+    def wait(self) -> None:
+        """Returns once all that is to be copied is; tries for as long as it takes."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and self._sending is None)
 
     def close(self, timeout_s: float) -> list[str]:
         """Waits for all that is to be copied.
@@ -81,7 +86,7 @@ class Mirror:
         """
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(timeout_s)
             self._cancel.set()
@@ -126,10 +131,10 @@ class Mirror:
             shutil.rmtree(target)
         os.replace(partial, target)
 
-    def _add(self, jobs: list[_Job]) -> None:
+    def _add(self, jobs: list[Job]) -> None:
         with self._changed:
             self._waiting.extend(job for job in jobs if job not in self._waiting)
-            self._changed.notify()
+            self._changed.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
                 self._thread.start()
@@ -153,11 +158,16 @@ class Mirror:
                     self._doomed.remove(job.path)
                     delete(job.path)
                 elif failed:
-                    self._waiting.append(job)  # what came meanwhile is newer, and goes first
+                    self._put_back(job)
+                self._changed.notify_all()
             if failed and self._cancel.wait(_PAUSE_S):
                 return
 
-    def _copy(self, job: _Job) -> None:
+    def _put_back(self, job: Job) -> None:
+        """Has a job that failed tried again."""
+        self._waiting.append(job)  # what came meanwhile is newer, and goes first
+
+    def _copy(self, job: Job) -> None:
         files = [job.path] if job.path.is_file() else sorted(path for path in job.path.rglob("*") if path.is_file())
         committing = [file for file in files if file.name in _COMMITTING]
         if committing and all(map(self._has, committing)):
@@ -169,14 +179,15 @@ class Mirror:
         if job.retention is not None:
             self._drop_old(job.path.parent, job.retention)
 
-    def _drop_old(self, folder: Path, retention: Retention) -> None:
+    def _drop_old(self, folder: Path, retention: Retention, rests: bool = True) -> None:
+        """Deletes checkpoints that are not kept from the store and, if `rests`, those that were never committed."""
         url = self._url(folder)
         files = {PurePosixPath(file) for file in storage.find(url)}
         committed = _committed(files)
         dropped = retention.drops(committed)
         for name in sorted({file.parts[0] for file in files}):
             step = step_of(name)
-            if step is not None and (step in dropped or step not in committed):
+            if step is not None and (step in dropped or (rests and step not in committed)):
                 storage.remove(storage.join(url, name, META))
                 storage.remove_folder(storage.join(url, name))
 

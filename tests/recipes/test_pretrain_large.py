@@ -108,7 +108,7 @@ def test_flags_differ_from_the_preset_where_they_say_so(recipe):
         (["--tokenizer.image-size", "60"], "must be divisible by tokenizer.downsample, got 60 and 8"),
         (["--cluster.num-workers", "3"], "must be a multiple of micro-batch x workers"),
         ([], "No data URL was given"),
-        (["--data", "x", "--out", "s3://a/b"], "--out must be a folder that all workers share"),
+        (["--data", "x", "--out", "s3://a/b"], "--out must be a folder, got s3://a/b; pass the URL as --copy-to"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_sentence(arguments, said, recipe):

@@ -20,7 +20,7 @@ from tests.training.toy import run_toy, toy_config
 
 PLACES = {
     "snapshot": (TorchEngine, "save"),
-    "description": (checkpoint, "_write_json"),
+    "description": (checkpoint, "write_json"),
     "commit": (checkpoint.CheckpointStore, "_commit"),
     "retention": (checkpoint.CheckpointStore, "_drop_old"),
     "upload": (storage, "upload"),
