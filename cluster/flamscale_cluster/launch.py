@@ -32,6 +32,7 @@ os.environ.update({name: value for name, value in _SETTINGS.items() if name not 
 import ray  # noqa: E402
 import ray.train.torch  # noqa: E402
 
+from flamscale_cluster.draining import DrainWatch  # noqa: E402
 from flamscale_cluster.elastic import GrowthWatch, Room, find_world_size  # noqa: E402
 from flamscale_cluster.head import find_cluster  # noqa: E402
 from flamscale_cluster.leaving import LeaveNotice, view_from_here  # noqa: E402
@@ -82,7 +83,10 @@ def _fit(config: PretrainConfig, notice: LeaveNotice) -> tuple[dict[str, Any], l
         world_size = _world_size(config, notice)
         _announce(cluster, world_size)
         room = Room(config.world_sizes, _resources(cluster), world_size)
-        with GrowthWatch(room, cluster.grow_after_s, notice.give) as growth:
+        with (
+            GrowthWatch(room, cluster.grow_after_s, notice.give) as growth,
+            DrainWatch(world_size, notice.give) as drain,
+        ):
             try:
                 return _trainer(config, world_size).fit().return_value
             except train.ControllerError as error:
@@ -94,16 +98,20 @@ def _fit(config: PretrainConfig, notice: LeaveNotice) -> tuple[dict[str, Any], l
                 last, causes = error, {rank: _cause(failure) for rank, failure in error.worker_failures.items()}
                 rank, cause = next(iter(causes.items()))
                 reason = f"worker {rank} failed ({type(cause).__name__}: {_first_line(cause)})"
-        if growth.found:
+        if growth.found or drain.found:
             notice.withdraw()
         final = next((cause for cause in causes.values() if isinstance(cause, FlamError)), None)
-        if isinstance(final, LeaveError) and growth.found and not notice.told:
-            print("there is room for more workers", flush=True)
+        if isinstance(final, LeaveError) and (growth.found or drain.found) and not notice.told:
+            if not drain.found:
+                print("there is room for more workers", flush=True)
             continue
         if final is not None:
             raise final from None
         if any(isinstance(cause, ray.exceptions.OutOfMemoryError) for cause in causes.values()):
             raise _low_memory(config, world_size) from last
+        if drain.found:  # they did not leave in time
+            print(reason, flush=True)
+            continue
         failures += 1
         print(f"{reason}, failure {failures}", flush=True)
         if failures > cluster.max_failures:

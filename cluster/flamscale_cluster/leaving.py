@@ -1,6 +1,7 @@
 """How the driver of a run tells its workers to leave: a signal, or a call, in; a file that they look for out.
 
-Where the nodes share no disk, an actor beside the driver looks for the file on behalf of the workers.
+It obeys SIGTERM, and Ray's drain notices for the workers' nodes (`draining.py`). Where the nodes share no disk, an
+actor beside the driver looks for the file on behalf of the workers.
 """
 
 import os

@@ -2,19 +2,20 @@
 
 import re
 import signal
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import ray.train
-from flamscale_cluster import launch
+from flamscale_cluster import draining, launch
 from flamscale_cluster.leaving import LeaveNotice
 from flamscale_cluster.process_group import ProcessGroupConfig
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from flamscale.config import ClusterConfig, PretrainConfig
-from flamscale.errors import ClusterError, ConfigError, DataError
+from flamscale.errors import ClusterError, ConfigError, DataError, LeaveError
 from tests.cluster.test_head import answering, free_port
 
 CONFIG = PretrainConfig(cluster=ClusterConfig(num_workers=1, max_failures=2))
@@ -43,6 +44,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch, *outcomes: object) -> list[object]
         return SimpleNamespace(return_value=outcome)
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 0.0})
+    monkeypatch.setattr(draining, "placement_group_table", dict)
     monkeypatch.setattr(launch, "_trainer", lambda config, world_size: SimpleNamespace(fit=fit))
     return left
 
@@ -69,6 +71,39 @@ def test_a_failed_worker_is_answered_by_another_group(monkeypatch, capsys, tmp_p
     attempts(monkeypatch, group_error(RuntimeError("Connection closed")), ("result", ["lines"]))
     assert launch._fit(CONFIG, LeaveNotice(tmp_path / "leave")) == ("result", ["lines"])
     assert "worker 0 failed (RuntimeError: Connection closed)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cause", [LeaveError("Told to leave"), RuntimeError("Connection closed")])
+def test_a_group_whose_node_is_to_be_taken_away_is_answered_by_another_and_counts_for_no_failure(
+    monkeypatch, capsys, tmp_path, cause
+):
+    config = replace(CONFIG, cluster=replace(CONFIG.cluster, max_failures=0))
+    groups = {"before": {"state": "CREATED", "bundles": {0: {}}, "bundles_to_node_id": {0: "drained"}}}
+    notice = tmp_path / "leave"
+    left = ["group", "group"]
+
+    def fit() -> SimpleNamespace:
+        left.pop()
+        groups["ours"] = {"state": "CREATED", "bundles": {0: {}}, "bundles_to_node_id": {0: "ours"}}
+        if not left:
+            return SimpleNamespace(return_value="result")
+        deadline_s = time.monotonic() + 20
+        while not notice.exists():  # as the workers do
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        groups["ours"]["state"] = "REMOVED"
+        raise group_error(cause)
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 0.0})
+    monkeypatch.setattr(draining, "_POLL_S", 0.01)
+    monkeypatch.setattr(
+        draining, "placement_group_table", lambda: {name: dict(one) for name, one in list(groups.items())}
+    )
+    monkeypatch.setattr(draining, "draining_nodes", lambda: {"ours"} if len(left) == 1 else {"drained"})
+    monkeypatch.setattr(launch, "_trainer", lambda config, world_size: SimpleNamespace(fit=fit))
+    assert launch._fit(config, LeaveNotice(notice)) == "result"
+    assert "a node is to be taken away: saving a checkpoint" in capsys.readouterr().out
+    assert not notice.exists()
 
 
 def test_failures_are_counted_and_the_last_one_is_shown(monkeypatch, capsys, tmp_path):
