@@ -211,7 +211,8 @@ class RunDirectory:
             CheckpointError: it holds a run on another data set.
         """
         self.create()
-        if self.has_tokenizer or any(step_of(path.name) for path in self.root.glob("checkpoints/*/*")):
+        names = [path.name.removesuffix(".replaced") for path in self.root.glob("checkpoints/*/*")]
+        if self.has_tokenizer or any(map(step_of, names)):
             if self.config.exists():
                 free = ["tokenizer_from"] if self._has_tokenizer_of(config.tokenizer_from) else []
                 check_same_settings(config, self.config.read_text(), f"The run directory {self.root}", free)

@@ -56,8 +56,11 @@ class CheckpointStore:
 
     def copy_latest(self) -> None:
         """Has the mirror copy the newest checkpoint, where it has not yet."""
+        if self.mirror is None:
+            return
+        self._remove_uncommitted()
         latest = self.latest()
-        if latest is not None and self.mirror is not None:
+        if latest is not None:
             self.mirror.send_checkpoint(latest, self.retention)
 
     def save(
@@ -206,18 +209,25 @@ class CheckpointStore:
             )
 
     def _committed(self) -> dict[int, Path]:
-        found = ((step_of(path.name), path) for path in self.folder.glob("step-*"))
-        return {step: path for step, path in found if step is not None}
+        replaced = {step_of(path.stem): path for path in self.folder.glob("step-*.replaced")}
+        found = replaced | {step_of(path.name): path for path in self.folder.glob("step-*")}
+        return {step: path for step, path in found.items() if step is not None}
 
     def _remove_uncommitted(self) -> None:
-        for path in self.folder.glob("step-*.partial"):
+        for path in self._committed().values():
+            if path.suffix == ".replaced":  # a kill came before the other one took its place
+                path.rename(path.with_suffix(""))
+        for path in [*self.folder.glob("step-*.partial"), *self.folder.glob("step-*.replaced")]:
             shutil.rmtree(path)
 
     def _commit(self, partial: Path, final: Path) -> None:
-        """Makes the checkpoint exist, at once; one of the same step gives way to it."""
+        """Makes the checkpoint exist, at once; one of the same step counts until then."""
+        replaced = final.with_suffix(".replaced")
         if final.exists():
-            shutil.rmtree(final)
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
         partial.rename(final)
+        shutil.rmtree(replaced, ignore_errors=True)
         if self.mirror is not None:
             self.mirror.send_checkpoint(final, self.retention)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flamscale.errors import CheckpointError
-from flamscale.training.checkpoint import CheckpointStore
+from flamscale.training.checkpoint import CheckpointStore, read_objective
 from flamscale.training.engine import TorchEngine
 from tests.training.toy import CPU, ToyLoader, ToyObjective, ToyState, run_toy, toy_config
 
@@ -60,6 +60,37 @@ def test_what_is_not_committed_is_ignored_and_removed(saved: Path) -> None:
     assert resumed is not None
     assert resumed.step == 3
     assert not partial.exists()
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_while_a_checkpoint_takes_the_place_of_another_of_its_step_leaves_one_of_them(
+    saved: Path, renames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, left = Path.rename, renames
+
+    def rename_or_die(path: Path, target: Path) -> Path:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    store, other = CheckpointStore(saved, keep=2), engine()
+    with torch.no_grad():
+        other.module.head.weight.zero_()
+    monkeypatch.setattr(Path, "rename", rename_or_die)
+    monkeypatch.setattr(CheckpointStore, "_drop_old", lambda store: rename_or_die(saved, saved))
+    with pytest.raises(KeyboardInterrupt):
+        store.save(3, other, STATE, {"seed": 1, "flam": {"num_slots": 4, "levels": (4, 4)}})
+    monkeypatch.setattr(Path, "rename", rename)
+    latest = store.latest()
+    assert latest is not None
+    found = read_objective(latest)  # before it is put in order too
+    assert bool(found["head.weight"].any()) == (renames < 2)
+    resumed = load(saved)
+    assert resumed is not None
+    assert resumed.step == 3
+    assert [path.name for path in saved.iterdir()] == ["step-000003"]
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
