@@ -25,7 +25,7 @@ from flamscale.stage import train_stage
 from flamscale.training.flops import count_clip_flops
 from flamscale.training.metrics import Observer
 from flamscale.training.objectives import FlamInputs, FlamObjective, TokenizerInputs, TokenizerObjective
-from flamscale.training.out_of_memory import naming_what_fits
+from flamscale.training.out_of_memory import naming_batch_clips, naming_what_fits
 from flamscale.worker import MakeEngine, Worker, open_worker
 
 
@@ -162,7 +162,7 @@ def finish(worker: Worker, tokenizer: Tokenizer, flam: WorldModel) -> dict[str, 
         for weights in directory.model.glob("*.safetensors"):  # safetensors lets none but the owner read its files
             shutil.copymode(directory.model / "config.json", weights)
     worker.say(f"evaluating {config.evaluation.rollout_steps}-step rollouts")
-    with worker.timed("evaluation_s"):
+    with worker.timed("evaluation_s"), naming_batch_clips(config, worker.device):
         model = FlamForWorldModeling.from_pretrained(directory.model).to(worker.device)
         clips, actions = load_held_out(worker.data, "test", config.evaluation, config.flam)
         evaluation = evaluate_rollouts(

@@ -180,7 +180,11 @@ class RunDirectory:
         description = f"{self.tokenizer.name}/tokenizer.json"
         if self.config.name in files:
             place = storage.join(mirror.url, self.config.name)
-            check_same_settings(config, storage.read_bytes(place).decode(), mirror.url)
+            free = []
+            if description in files and config.tokenizer_from:
+                there = json.loads(storage.read_bytes(storage.join(mirror.url, description)))
+                free = ["tokenizer_from"] if _is_tokenizer_of(config.tokenizer_from, there) else []
+            check_same_settings(config, storage.read_bytes(place).decode(), mirror.url, free)
         wanted = [path.name for path in (self.config, self.median_frame) if path.name in files and not path.exists()]
         if description in files and not self.has_tokenizer:
             wanted.append(self.tokenizer.name)
@@ -214,19 +218,13 @@ class RunDirectory:
         names = [path.name.removesuffix(".replaced") for path in self.root.glob("checkpoints/*/*")]
         if self.has_tokenizer or any(map(step_of, names)):
             if self.config.exists():
-                free = ["tokenizer_from"] if self._has_tokenizer_of(config.tokenizer_from) else []
+                moved = self.has_tokenizer and _is_tokenizer_of(config.tokenizer_from, self.describe_tokenizer())
+                free = ["tokenizer_from"] if moved else []
                 check_same_settings(config, self.config.read_text(), f"The run directory {self.root}", free)
             self._check_same_data(config, manifest_hash)
         else:
             shutil.rmtree(self.root / "checkpoints", ignore_errors=True)
         storage.write_bytes(str(self.config), to_json(config).encode())
-
-    def _has_tokenizer_of(self, place: str) -> bool:
-        """Whether the run directory `place` holds the weights of this run's tokenizer: it may have moved since."""
-        other = RunDirectory(Path(place))
-        if not (place and other.has_tokenizer and self.has_tokenizer):
-            return False
-        return other.describe_tokenizer()["sha256"] == self.describe_tokenizer()["sha256"]
 
     def _check_same_data(self, config: PretrainConfig, manifest_hash: str) -> None:
         """Checks what the run would find out later, where it goes on from the tokenizer and the newest checkpoint."""
@@ -318,6 +316,12 @@ class RunDirectory:
     def load_median_frame(self) -> Tensor:
         """Reads the median training frame, uint8 [H, W, 3]."""
         return load_file(self.median_frame)["median_frame"].to(torch.uint8)
+
+
+def _is_tokenizer_of(place: str, description: dict[str, Any]) -> bool:
+    """Whether the run directory `place` holds the tokenizer that is described: it may have moved since."""
+    other = RunDirectory(Path(place))
+    return bool(place) and other.has_tokenizer and other.describe_tokenizer()["sha256"] == description["sha256"]
 
 
 def check_same_tokenizer(found: TrainedTokenizer, config: TokenizerConfig) -> None:

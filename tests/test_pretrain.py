@@ -12,16 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from flamscale.config import ClusterConfig, DataConfig, PretrainConfig, ProfileConfig, from_dict
+from flamscale.config import ClusterConfig, DataConfig, PretrainConfig, ProfileConfig, from_dict, to_json
 from flamscale.data import storage
 from flamscale.data.sampling import eval_clips
 from flamscale.errors import CheckpointError, ConfigError, DataError
 from flamscale.models.lpips import Lpips
+from flamscale.models.tokenizer import Tokenizer
 from flamscale.preflight import check_inputs
 from flamscale.pretrain import summary
 from flamscale.run_directory import RunDirectory
 from flamscale.training.flops import count_clip_flops
 from flamscale.training.metrics import read_records
+from flamscale.training.mirror import Mirror
 from tests.tiny import CHECKPOINT_EVERY, NUM_STEPS, make_data, run_tiny, tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -167,6 +169,27 @@ def test_a_run_whose_directory_is_lost_goes_on_from_its_copy_in_the_store(finish
     assert not list(Path(again.out).glob("checkpoints/tokenizer/*"))  # finished, and so of no more use
     with pytest.raises(ConfigError, match=rf"^{s3_url} holds a run with other settings: seed is 0 there and 1 here"):
         check_inputs(replace(again, out=str(tmp_path / "other"), seed=1))
+
+
+def test_a_copy_is_of_this_run_also_where_the_run_that_trained_its_tokenizer_has_moved(tiny_data, tmp_path):
+    config = replace(tiny_config(tiny_data, tmp_path / "out"), copy_to=f"memory://{tmp_path.name}")
+    config = replace(config, tokenizer_from=str(tmp_path / "first"))
+    tokenizers = [Tokenizer(config.tokenizer), Tokenizer(config.tokenizer)]
+    for name, tokenizer in zip(("first", "out", "other"), (*tokenizers[:1] * 2, tokenizers[1]), strict=True):
+        (tmp_path / name).mkdir()
+        RunDirectory(tmp_path / name).save_tokenizer(tokenizer, "0" * 64)
+    directory = RunDirectory(tmp_path / "out")
+    directory.config.write_text(to_json(config))
+    mirror = Mirror(directory.root, config.copy_to)
+    mirror.send(directory.config, directory.tokenizer)
+    assert mirror.close(60.0) == []
+
+    shutil.move(tmp_path / "first", tmp_path / "moved")
+    again = replace(config, out=str(tmp_path / "again"), tokenizer_from=str(tmp_path / "moved"))
+    found = RunDirectory.of(again)
+    assert found.restore(again, Mirror(found.root, again.copy_to)) == ["config.json", "tokenizer"]
+    with pytest.raises(ConfigError, match=r"settings: tokenizer_from is .*first there and .*other here; choose"):
+        found.restore(replace(again, tokenizer_from=str(tmp_path / "other")), Mirror(found.root, again.copy_to))
 
 
 def test_a_directory_of_another_model_is_refused_with_what_differs(finished):

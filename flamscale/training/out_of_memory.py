@@ -19,7 +19,13 @@ from flamscale.errors import ConfigError
 from flamscale.training.sizes import Stage, build_objective, clip_bytes, count_parameters, stage_config, state_bytes
 
 _USABLE = 0.8  # of the free memory: allocators lose some between blocks, and kernels have buffers of their own
-_TELLING = ("out of memory", "can't allocate memory")  # what CUDA, NCCL and torch's CPU allocator say
+_TELLING = (  # what they say whose errors are not torch.OutOfMemoryError
+    "out of memory",  # CUDA, NCCL, Triton
+    "can't allocate memory",  # torch's CPU allocator
+    "CUBLAS_STATUS_ALLOC_FAILED",  # handles and workspaces, which torch's allocator has no part in
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",  # cuDNN from version 9 on
+)
 
 
 @contextmanager
@@ -39,6 +45,25 @@ def naming_what_fits(config: PretrainConfig, stage: Stage, world_size: int, devi
         found = f"{device}, which had {free / 2**30:.2f} GiB free when the stage began"
         what = remedy(config, stage, world_size, free)
         raise ConfigError(f"Memory ran out in stage {stage} on {found}; {what}.") from error
+
+
+@contextmanager
+def naming_batch_clips(config: PretrainConfig, device: torch.device) -> Iterator[None]:
+    """Turns an allocation that fails inside the block, which rolls out held-out clips, into one sentence.
+
+    Raises:
+        ConfigError: memory ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        raise ConfigError(
+            f"Memory ran out in the evaluation on {device}, which comes after training and starts anew when the job is "
+            f"submitted again; pass --evaluation.batch-clips below {config.evaluation.batch_clips}, or choose a device "
+            "with more memory."
+        ) from error
 
 
 def remedy(config: PretrainConfig, stage: Stage, world_size: int, free: int) -> str:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flamscale.errors import ConfigError
-from flamscale.training.out_of_memory import free_bytes, largest_micro_batch, naming_what_fits
+from flamscale.training.out_of_memory import free_bytes, largest_micro_batch, naming_batch_clips, naming_what_fits
 from flamscale.training.sizes import LiveBytes, clip_bytes
 from tests.training.limited_worker import GLOBAL_BATCH, limited_config
 
@@ -80,7 +80,17 @@ def test_other_errors_pass_as_they_are(tmp_path):
         raise RuntimeError("shapes differ")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        MemoryError(),
+    ],
+    ids=lambda error: f"{type(error).__name__} {error}",
+)
 def test_where_nothing_smaller_fits_other_remedies_are_named(error, tmp_path):
     config = limited_config("data", tmp_path, GLOBAL_BATCH)
     single = replace(config, flam_stage=replace(config.flam_stage, micro_batch=1))
@@ -91,6 +101,15 @@ def test_where_nothing_smaller_fits_other_remedies_are_named(error, tmp_path):
         naming_what_fits(single, "flam", 1, CPU),
     ):
         raise error
+
+
+def test_an_evaluation_that_runs_out_of_memory_names_the_setting_that_bounds_it(tmp_path):
+    config = limited_config("data", tmp_path, GLOBAL_BATCH)
+    expected = r"in the evaluation on cpu, .* --evaluation\.batch-clips below 8, or choose"
+    with pytest.raises(ConfigError, match=expected), naming_batch_clips(config, CPU):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"), naming_batch_clips(config, CPU):
+        raise RuntimeError("shapes differ")
 
 
 def test_the_workers_of_a_node_share_its_memory(monkeypatch):
