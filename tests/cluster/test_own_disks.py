@@ -1,14 +1,20 @@
 """Nodes that do not see each other's files: a run whose checkpoints lie in the store alone goes on on any nodes."""
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from flamscale_cluster.launch import launch
+from ray.cluster_utils import Cluster
 
 from flamscale.config import ClusterConfig, PretrainConfig
 from flamscale.data import storage
@@ -16,6 +22,7 @@ from flamscale.errors import ConfigError
 from flamscale.run_directory import RunDirectory
 from flamscale.training.checkpoint import read_objective
 from flamscale.training.mirror import Mirror
+from tests.cluster.node_worker import node_config
 from tests.test_pretrain import losses
 from tests.tiny import CHECKPOINT_EVERY, NUM_STEPS
 
@@ -93,6 +100,52 @@ def test_a_run_whose_nodes_share_no_disk_goes_on_from_the_store_on_other_nodes_b
     for step in (10, 12):
         mirror.fetch(f"checkpoints/flam/step-0000{step}", files)
         read_objective(mirror.root / f"checkpoints/flam/step-0000{step}")  # checks every hash
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)  # two groups of workers, on a busy machine
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray, about itself
+def test_under_ray_it_goes_on_when_the_node_of_rank_0_is_lost_with_its_disk(
+    tiny_data: str, tmp_path: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "cluster")))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else Ray writes a token into the home folder
+    memory = {"object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False} | memory)
+    disks = [tmp_path / name for name in ("one", "two", "three")]
+    nodes = {
+        disk: cluster.add_node(
+            num_cpus=1, node_ip_address=f"127.0.0.{number}", env_vars={"NODE_DISK": str(disk)}, **memory
+        )
+        for number, disk in enumerate(disks, start=2)
+    }
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "driver"))
+    config = node_config(tiny_data, "$NODE_DISK/run", s3_url)
+    flam_stage = replace(config.flam_stage, num_steps=40, validate_every=0)
+    config = replace(config, flam_stage=flam_stage, cluster=replace(config.cluster, address=cluster.address))
+    before: list[float] = []
+
+    def lose_node() -> None:
+        while f"checkpoints/flam/step-{CHECKPOINT_EVERY:06d}/meta.json" not in storage.find(s3_url):
+            time.sleep(0.5)
+        (first,) = (disk for disk in disks if (disk / "run/metrics.jsonl").exists())
+        cluster.remove_node(nodes[first], allow_graceful=False)
+        before.extend(losses(first / "run")["flam"])
+        shutil.rmtree(first)
+
+    thread = threading.Thread(target=lose_node, daemon=True)
+    thread.start()
+    try:
+        result = launch(config)
+    finally:
+        cluster.shutdown()
+    assert before
+    (first,) = (disk for disk in disks if (disk / "run/result.json").exists())
+    after = losses(first / "run")["flam"]
+    assert len(after) == 40
+    assert after[: len(before)] == before
+    assert json.loads(storage.read_bytes(f"{s3_url}/result.json"))["rollout"] == result["rollout"]
 
 
 CHECK_SHARED = """
