@@ -18,7 +18,7 @@ models in frontier/.
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -46,6 +46,10 @@ class Arguments:
     """Folder of the data sets (MultiGrid, made where missing); for large the data set itself."""
     out: str
     """The study's folder: run directories, shared tokenizers and latents, report."""
+    num_workers: tuple[int, ...] = (1,)
+    """Workers of each run, a device each (count); or, where sizes vary, those of each size, the smallest first."""
+    tokenizer_from: str = ""
+    """Run directory or model/ folder whose trained tokenizer all runs share; empty trains one for each data set."""
     dry_run: bool = False
     """Print every run and its cost, and run nothing."""
     tflops_per_s: float = 0.0
@@ -56,11 +60,16 @@ class Arguments:
 def main(arguments: Sequence[str]) -> None:
     """Runs the study and writes its report, or tells what it would cost."""
     chosen = command_line.parse(Arguments, arguments, description=__doc__ or "")
-    from flamscale.scaling import studies  # these import torch, which --help shall not wait for
+    from flamscale.data.sources.inputs import absolute  # these import torch, which --help shall not wait for
+    from flamscale.scaling import studies
     from flamscale.scaling.cost import print_costs
 
-    check_absolute([("--data", chosen.data), ("--out", chosen.out)])
+    places = {"--data": chosen.data, "--out": chosen.out, "--tokenizer-from": chosen.tokenizer_from}
+    check_absolute(places.items())
     study: Study = studies.STUDIES[chosen.study](chosen.preset, chosen.data, chosen.out)
+    study = studies.with_workers(study, chosen.num_workers)
+    if chosen.tokenizer_from:
+        study = replace(study, base=replace(study.base, tokenizer_from=absolute(chosen.tokenizer_from)))
     rate = chosen.tflops_per_s or TFLOPS_PER_S[chosen.preset]
     print_costs(study.runs(), rate)
     if chosen.dry_run:

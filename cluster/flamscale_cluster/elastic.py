@@ -14,6 +14,7 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
+from flamscale.config import ClusterConfig
 from flamscale.errors import ClusterError
 
 PATIENCE_S = 10.0
@@ -21,6 +22,16 @@ PATIENCE_S = 10.0
 START_TIMEOUT_S = 180.0
 """How long a start waits for room for the fewest workers (seconds)."""
 _POLL_S = 1.0
+
+
+def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
+    """Returns what Ray sets aside for each worker, by Ray's names."""
+    return {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.accelerator == "gpu" else {})
+
+
+def group_resources(cluster: ClusterConfig, world_size: int) -> dict[str, float]:
+    """Returns what Ray sets aside for all workers of a group together."""
+    return {name: count * world_size for name, count in worker_resources(cluster).items()}
 
 
 class Room:

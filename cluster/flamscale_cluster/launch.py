@@ -33,7 +33,13 @@ import ray  # noqa: E402
 import ray.train.torch  # noqa: E402
 
 from flamscale_cluster.draining import DrainWatch  # noqa: E402
-from flamscale_cluster.elastic import GrowthWatch, Room, find_world_size  # noqa: E402
+from flamscale_cluster.elastic import (  # noqa: E402
+    GrowthWatch,
+    Room,
+    find_world_size,
+    group_resources,
+    worker_resources,
+)
 from flamscale_cluster.head import find_cluster  # noqa: E402
 from flamscale_cluster.leaving import LeaveNotice, view_from_here  # noqa: E402
 from flamscale_cluster.process_group import ProcessGroupConfig  # noqa: E402
@@ -57,17 +63,35 @@ def launch(config: PretrainConfig) -> dict[str, Any]:
     check_inputs(config)
     ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
     try:
-        with LeaveNotice(RunDirectory.of(config).leave_notice) as notice:
-            result, last_lines = _fit(config, notice)
+        result, last_lines = run_group(config, shlex.join(["python", *sys.argv]))
     finally:
         ray.shutdown()
-        shutil.rmtree(RunDirectory.of(config).root / _RAY_FOLDER, ignore_errors=True)
     print("\n".join(last_lines), flush=True)
     return result
 
 
+def run_group(config: PretrainConfig, command: str = "") -> tuple[dict[str, Any], list[str]]:
+    """Runs or resumes a pretraining run by workers of the Ray cluster that this process belongs to.
+
+    Args:
+        config: the run.
+        command: what started it, for the report.
+
+    Returns:
+        The content of result.json, and the last lines for the terminal.
+
+    Raises:
+        FlamError: as `launch` does.
+    """
+    try:
+        with LeaveNotice(RunDirectory.of(config).leave_notice) as notice:
+            return _fit(config, notice, command)
+    finally:
+        shutil.rmtree(RunDirectory.of(config).root / _RAY_FOLDER, ignore_errors=True)
+
+
 def _announce(cluster: ClusterConfig, world_size: int) -> None:
-    needed, found = _total(cluster, world_size), ray.cluster_resources()
+    needed, found = group_resources(cluster, world_size), ray.cluster_resources()
     if any(found.get(name, 0) < count for name, count in needed.items()):
         here = {name: found.get(name, 0) for name in needed}
         print(f"waiting for workers: they need {needed}, the cluster has {here} so far", flush=True)
@@ -75,20 +99,20 @@ def _announce(cluster: ClusterConfig, world_size: int) -> None:
     print(f"starting {world_size} workers{fewer}", flush=True)
 
 
-def _fit(config: PretrainConfig, notice: LeaveNotice) -> tuple[dict[str, Any], list[str]]:
+def _fit(config: PretrainConfig, notice: LeaveNotice, command: str = "") -> tuple[dict[str, Any], list[str]]:
     """Runs worker groups until one comes to the end; errors that would only happen again end the run at once."""
     cluster, failures = config.cluster, 0
     while True:
         notice.check()
         world_size = _world_size(config, notice)
         _announce(cluster, world_size)
-        room = Room(config.world_sizes, _resources(cluster), world_size)
+        room = Room(config.world_sizes, worker_resources(cluster), world_size)
         with (
             GrowthWatch(room, cluster.grow_after_s, notice.give) as growth,
             DrainWatch(world_size, notice.give) as drain,
         ):
             try:
-                return _trainer(config, world_size).fit().return_value
+                return _trainer(config, world_size, command).fit().return_value
             except train.ControllerError as error:
                 if not cluster.min_workers:
                     raise _no_place(cluster, error) from error
@@ -125,22 +149,22 @@ def _fit(config: PretrainConfig, notice: LeaveNotice) -> tuple[dict[str, Any], l
 def _world_size(config: PretrainConfig, notice: LeaveNotice) -> int:
     """Returns how many workers to start; a number that is fixed waits for its place in Ray Train."""
     sizes = config.world_sizes
-    return sizes[0] if len(sizes) == 1 else find_world_size(sizes, _resources(config.cluster), notice.check)
+    return sizes[0] if len(sizes) == 1 else find_world_size(sizes, worker_resources(config.cluster), notice.check)
 
 
-def _trainer(config: PretrainConfig, world_size: int) -> Any:
+def _trainer(config: PretrainConfig, world_size: int, command: str) -> Any:
     cluster = config.cluster
     gpu, directory = cluster.accelerator == "gpu", RunDirectory.of(config)
     return train.torch.TorchTrainer(
         run_worker,
         train_loop_config={
             "config": dataclasses.asdict(config),
-            "command": shlex.join(["python", *sys.argv]),
+            "command": command,
             "leave_notice": view_from_here(directory.leave_notice) if cluster.local_out else None,
         },
         torch_config=ProcessGroupConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=train.ScalingConfig(
-            num_workers=world_size, use_gpu=gpu, resources_per_worker=_resources(cluster)
+            num_workers=world_size, use_gpu=gpu, resources_per_worker=worker_resources(cluster)
         ),
         run_config=train.RunConfig(
             name=_RAY_FOLDER,
@@ -151,19 +175,12 @@ def _trainer(config: PretrainConfig, world_size: int) -> Any:
     )
 
 
-def _resources(cluster: ClusterConfig) -> dict[str, int]:
-    return {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.accelerator == "gpu" else {})
-
-
-def _total(cluster: ClusterConfig, world_size: int) -> dict[str, int]:
-    return {name: count * world_size for name, count in _resources(cluster).items()}
-
-
 def _no_place(cluster: ClusterConfig, error: Any) -> ClusterError:
-    found = {name: ray.cluster_resources().get(name, 0) for name in _resources(cluster)}
+    needed = group_resources(cluster, cluster.num_workers)
+    found = {name: ray.cluster_resources().get(name, 0) for name in needed}
     return ClusterError(
-        f"{cluster.num_workers} workers could not start: they need {_total(cluster, cluster.num_workers)}, the cluster "
-        f"has {found} ({_first_line(error.controller_failure)}); add nodes, or lower --cluster.num-workers or "
+        f"{cluster.num_workers} workers could not start: they need {needed}, the cluster has {found} "
+        f"({_first_line(error.controller_failure)}); add nodes, or lower --cluster.num-workers or "
         "--cluster.cpus-per-worker."
     )
 

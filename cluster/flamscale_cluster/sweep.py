@@ -1,13 +1,13 @@
 """Runs a scaling study on a Ray cluster: its runs in; their run directories, each finished once, out.
 
-Each run is a Ray task with a process of its own and a share of a device. All that a run has learned lies in its run
-directory, so a study that was killed goes on where it was, and finished or stopped runs are skipped.
+All that a run has learned lies in its run directory, so a study that was killed goes on where it was, and finished or
+stopped runs are skipped.
 """
 
 import fcntl
 import logging
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from flamscale.data.make_config import MakeShards
-from flamscale.errors import ClusterError, ConfigError, FlamError
+from flamscale.errors import ClusterError, ConfigError
 from flamscale.run_directory import RunDirectory
 from flamscale.scaling.board import Board
-from flamscale.scaling.execution import make_shards, prepare, shared_config, train
+from flamscale.scaling.execution import make_shards, prepare, shared_config
 from flamscale.scaling.records import RunRecord, Timing, current_commit
 from flamscale.scaling.study import Run, Study
+from flamscale.scaling.usage import Meter
 from flamscale_cluster.head import HOST, find_cluster
 from flamscale_cluster.sweep_config import SweepConfig
+from flamscale_cluster.sweep_tasks import Task, first_line, outcome, run_needs, start_run
 from flamscale_cluster.tasks import runtime_env
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _REFRESH_S = 2.0
 _OBJECT_STORE_BYTES = 100 * 2**20  # tasks hand over next to nothing
+_ROUNDING = 1e-6  # of sums of shares of devices
 
 
 class FailedRunsError(ClusterError):
@@ -50,20 +53,21 @@ def run_study(study: Study, config: SweepConfig, shards: Sequence[MakeShards] = 
         FlamError: data, settings, cluster or run directories are not as needed; nothing has run.
         FailedRunsError: runs kept failing; all others are finished.
     """
-    needs = {"GPU" if study.base.cluster.accelerator == "gpu" else "CPU": config.device_share}
-    _check_share(needs)
+    runs = study.runs()
+    device = "GPU" if study.base.cluster.accelerator == "gpu" else "CPU"
+    _check(runs, device, config)
     with _only_driver(Path(study.base.out)), _cluster(config.ray):
         if not config.ray:
-            _check_room(needs, ray.cluster_resources())
-        _Task(make_shards, {"CPU": 1.0}).run_all((job,) for job in shards)
-        runs = study.runs()
-        _check(runs)
+            _check_room(runs, config, ray.cluster_resources())
+        meter = Meter(Path(study.base.out), device)
+        Task(make_shards, {"CPU": 1.0}).run_all((job,) for job in shards)
         board = Board(runs)
         waiting = [run for run in runs if board.states[run.name] == "waiting"]
         shared = {run.config.data.url: shared_config(study.base, run.config) for run in waiting}
-        _Task(prepare, needs).run_all((base,) for base in shared.values())
+        Task(prepare, {device: config.device_share}).run_all((base,) for base in shared.values())
         with board.shown():
-            errors = _Work(_Task(train, needs), waiting, board, config, _early_stopping(runs, config), entities).run()
+            errors = _Work(waiting, board, config, _early_stopping(runs, config), entities, meter).run()
+    print(f"the study took {meter.usage}", flush=True)
     if errors:
         name, error = next(iter(errors.items()))
         raise FailedRunsError(
@@ -72,21 +76,33 @@ def run_study(study: Study, config: SweepConfig, shards: Sequence[MakeShards] = 
         )
 
 
-def _check_share(needs: Mapping[str, float]) -> None:
-    if needs.get("GPU", 0.0) > 1:
+def _check(runs: Sequence[Run], device: str, config: SweepConfig) -> None:
+    if device == "GPU" and config.device_share > 1:
         raise ConfigError(
-            f"device-share must be at most 1 for runs on GPUs, as a run works on one, got {needs['GPU']:g}."
+            f"device-share must be at most 1 for runs on GPUs, as a run of one worker works on one, got "
+            f"{config.device_share:g}; give its config more workers."
         )
-
-
-def _check_room(needs: Mapping[str, float], found: Mapping[str, float]) -> None:
-    """Raises ConfigError where a run would wait for ever: this machine gets no more nodes."""
-    for name, count in needs.items():
-        if found.get(name, 0.0) < count:
+    for run in runs:
+        if run.config.cluster.min_workers:
             raise ConfigError(
-                f"A run needs {count:g} {name}, and this machine has {found.get(name, 0.0):g}; lower device-share, or "
-                "name a cluster with --ray."
+                f"A study's runs have fixed numbers of workers, and {run.name} asks for cluster.min-workers "
+                f"{run.config.cluster.min_workers}; leave it out."
             )
+
+
+def _check_room(runs: Sequence[Run], config: SweepConfig, found: Mapping[str, float]) -> None:
+    """Raises ConfigError where a run would wait for ever: this machine gets no more nodes."""
+    for run in runs:
+        num_workers = run.config.cluster.num_workers
+        for name, count in run_needs(run.config, config.device_share).items():
+            if found.get(name, 0.0) < count:
+                workers, remedy = "", "device-share"
+                if num_workers > 1:
+                    workers, remedy = f" for its {num_workers} workers", "num-workers or cluster.cpus-per-worker"
+                raise ConfigError(
+                    f"The run {run.name} needs {count:g} {name}{workers}, and this machine has "
+                    f"{found.get(name, 0.0):g}; lower {remedy}, or name a cluster with --ray."
+                )
 
 
 @contextmanager
@@ -101,15 +117,6 @@ def _only_driver(out: Path) -> Iterator[None]:
                 f"Another process runs the study in {out}; wait for it, or choose another --out."
             ) from error
         yield
-
-
-def _check(runs: Sequence[Run]) -> None:
-    for run in runs:
-        if run.config.cluster.num_workers != 1:
-            raise ConfigError(
-                f"A study's run works in one process, and {run.name} asks for cluster.num-workers "
-                f"{run.config.cluster.num_workers}; pass 1, and another micro-batch if memory is short."
-            )
 
 
 @contextmanager
@@ -133,39 +140,6 @@ def _cluster(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A function that works in a process of its own, with a share of a device."""
-
-    function: Callable[..., Any]
-    needs: dict[str, float]
-    """What Ray sets aside for it, CPU or GPU (count)."""
-
-    def start(self, *arguments: Any) -> Any:
-        """Returns Ray's reference to its result."""
-        options: dict[str, Any] = {
-            "num_cpus": self.needs.get("CPU", 0), "num_gpus": self.needs.get("GPU", 0), "max_calls": 1, "max_retries": 0
-        }  # fmt: skip
-        return ray.remote(**options)(self.function).remote(*arguments)
-
-    def run_all(self, items: Iterable[tuple[Any, ...]]) -> None:
-        """Returns when all are done; raises what one of them raised."""
-        for reference in [self.start(*arguments) for arguments in items]:
-            _, error = _outcome(reference)
-            if isinstance(error, FlamError):
-                raise error
-            if error is not None:
-                raise ClusterError(
-                    f"The study's shared data could not be made ({_first_line(error)}); start the study again to go on."
-                ) from error
-
-    @property
-    def room(self) -> int:
-        """How many the cluster can work on at once; one at least, which then waits for a node."""
-        found = ray.cluster_resources()
-        return max(1, min(int(found.get(name, 0) / count) for name, count in self.needs.items()))
-
-
 def _early_stopping(runs: Sequence[Run], config: SweepConfig) -> "EarlyStopping | None":
     if not config.early_stop:
         return None
@@ -176,14 +150,18 @@ def _early_stopping(runs: Sequence[Run], config: SweepConfig) -> "EarlyStopping 
 
 @dataclass
 class _Work:
-    """Works until every run is finished, given up or has failed too often."""
+    """Works until every run is finished, given up or has failed too often.
 
-    task: _Task
+    Runs start in the study's order: one that finds no room yet holds back those behind it, or small runs would keep a
+    large one waiting for as long as there are any.
+    """
+
     runs: Sequence[Run]
     board: Board
     config: SweepConfig
     early_stopping: "EarlyStopping | None"
     entities: bool
+    meter: Meter
 
     def __post_init__(self) -> None:
         self._waiting = deque(self.runs)
@@ -196,17 +174,33 @@ class _Work:
         """Returns the last error of each run that has failed too often."""
         commit = current_commit()
         while self._waiting or self._running:
-            while self._waiting and len(self._running) < self.task.room:
+            while self._waiting and self._has_room(self._waiting[0]):
                 run = self._waiting.popleft()
                 RunRecord(run).begin(commit)
                 self.board.tell(run, "running")
-                self._running[self.task.start(run.config, self.entities)] = run
+                self._running[start_run(run.config, self.entities, self.config.device_share)] = run
             done, _ = ray.wait(list(self._running), num_returns=1, timeout=_REFRESH_S)
+            device = self.meter.usage.device
+            self.meter.count(self._needs(self._running.values())[device], ray.cluster_resources().get(device, 0.0))
             for reference in done:
-                self._end(self._running.pop(reference), *_outcome(reference))
+                self._end(self._running.pop(reference), *outcome(reference))
             self._give_up_hopeless()
             self.board.refresh()
         return self._errors
+
+    def _has_room(self, run: Run) -> bool:
+        """Whether the cluster has room for a run beside those at work; alone, it waits for nodes that may join."""
+        found = ray.cluster_resources()
+        needs = self._needs([*self._running.values(), run])
+        return not self._running or all(count <= found.get(name, 0.0) + _ROUNDING for name, count in needs.items())
+
+    def _needs(self, runs: Iterable[Run]) -> dict[str, float]:
+        """Returns what runs need together."""
+        total: dict[str, float] = defaultdict(float)
+        for run in runs:
+            for name, count in run_needs(run.config, self.config.device_share).items():
+                total[name] += count
+        return total
 
     def _end(self, run: Run, timing: Timing, error: Exception | None) -> None:
         """Records how an attempt ended, and lines the run up again if it may be tried again."""
@@ -219,11 +213,11 @@ class _Work:
         else:
             self._failures[run.name] += 1
             if isinstance(error, ConfigError) or self._failures[run.name] > self.config.max_retries:
-                self._errors[run.name] = _first_line(error)
-                self.board.tell(run, f"failed: {_first_line(error)}")
+                self._errors[run.name] = first_line(error)
+                self.board.tell(run, f"failed: {first_line(error)}")
             else:
                 self._waiting.append(run)
-                self.board.tell(run, f"to be tried again after: {_first_line(error)}")
+                self.board.tell(run, f"to be tried again after: {first_line(error)}")
 
     def _give_up_hopeless(self) -> None:
         """Ends the processes of hopeless runs; their end is recorded when it is seen, as they may finish before."""
@@ -231,17 +225,3 @@ class _Work:
             if self.early_stopping and self.early_stopping.is_hopeless(run):
                 self._given_up.add(run.name)
                 ray.cancel(reference, force=True)
-
-
-def _outcome(reference: Any) -> tuple[Any, Exception | None]:
-    """Returns a task's result, or why there is none."""
-    try:
-        return ray.get(reference), None
-    except ray.exceptions.RayTaskError as error:
-        return None, error.cause if isinstance(error.cause, Exception) else error
-    except ray.exceptions.RayError as error:  # its process or node died
-        return None, error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ class SweepConfig:
     ray: str = ""
     """Ray cluster at HOST:PORT, or auto for the one this process is a job of; empty starts one of this machine."""
     device_share: float = 1.0
-    """Share of a GPU, or number of CPU cores, of each run (0.25: four runs on one GPU)."""
+    """Share of a GPU, or number of CPU cores, of each run of one worker (0.25: four runs on one GPU)."""
     max_retries: int = 2
     """How often a run that fails is started again (count)."""
     early_stop: float = 0.0

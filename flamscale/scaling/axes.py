@@ -148,18 +148,29 @@ SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The model's size, and the learning rate that goes with it."""
+    """The model's size, and the learning rate and workers that go with it."""
 
     values: tuple[ModelSize, ...]
     lr_exponent: float = -0.5
     """Learning rate ~ width to this power; 0 keeps the base's."""
+    num_workers: tuple[int, ...] = ()
+    """Workers of a run of each of the values (count); empty keeps the base's."""
     name: str = "size"
 
+    def __post_init__(self) -> None:
+        if len(self.num_workers) not in (0, len(self.values)):
+            raise ConfigError(
+                f"num-workers must be one number for all runs, or one for each of the {len(self.values)} sizes, got "
+                f"{len(self.num_workers)} numbers."
+            )
+
     def choices(self, config: PretrainConfig) -> Iterator[tuple[Value, PretrainConfig]]:
-        for size in self.values:
+        workers = self.num_workers or (config.cluster.num_workers,) * len(self.values)
+        for size, num_workers in zip(self.values, workers, strict=True):
+            cluster = replace(config.cluster, num_workers=num_workers)
             rate = config.flam_stage.learning_rate * (size.width / config.flam.width) ** self.lr_exponent
             stage = replace(config.flam_stage, learning_rate=rate)
-            yield size.name, replace(config, flam=size.apply(config.flam), flam_stage=stage)
+            yield size.name, replace(config, flam=size.apply(config.flam), flam_stage=stage, cluster=cluster)
 
 
 @dataclass(frozen=True, kw_only=True)

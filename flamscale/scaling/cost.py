@@ -57,12 +57,15 @@ def print_costs(runs: Sequence[Run], tflops_per_s: float, console: Console | Non
     """Prints every run with its cost, and the total."""
     console = console or Console(width=120, highlight=False)
     names = list(runs[0].labels)
-    table = Table(*names, "parameters", "steps", "clips", "FLOPs", "device-hours", "MiB", box=None)
+    table = Table(*names, "parameters", "steps", "clips", "FLOPs", "workers", "device-hours", "MiB", box=None)
     for column in table.columns:
         column.justify = "right"
     costs = [run_cost(run, tflops_per_s) for run in runs]
     for run, cost in zip(runs, costs, strict=True):
-        table.add_row(*(run.labels[name] for name in names), *_cells(cost, f"{run.config.flam_stage.num_steps:,}"))
+        table.add_row(
+            *(run.labels[name] for name in names),
+            *_cells(cost, f"{run.config.flam_stage.num_steps:,}", str(run.config.cluster.num_workers)),
+        )
     total = Cost(
         parameters=sum(cost.parameters for cost in costs),
         num_clips=sum(cost.num_clips for cost in costs),
@@ -70,17 +73,18 @@ def print_costs(runs: Sequence[Run], tflops_per_s: float, console: Console | Non
         device_hours=sum(cost.device_hours for cost in costs),
         storage_bytes=sum(cost.storage_bytes for cost in costs),
     )
-    table.add_row(f"{len(runs)} runs", *[""] * (len(names) - 1), *_cells(total, ""), style="bold")
+    table.add_row(f"{len(runs)} runs", *[""] * (len(names) - 1), *_cells(total, "", ""), style="bold")
     console.print(table)
     console.print(Text(f"assumed: a device does {tflops_per_s:g} TFLOP/s of model FLOPs. {COST_FORMULA}", style="dim"))
 
 
-def _cells(cost: Cost, num_steps: str) -> tuple[str, ...]:
+def _cells(cost: Cost, num_steps: str, num_workers: str) -> tuple[str, ...]:
     return (
         f"{cost.parameters:,}",
         num_steps,
         f"{cost.num_clips:,}",
         f"{cost.flops:.3g}",
+        num_workers,
         f"{cost.device_hours:,.3g}",
         f"{cost.storage_bytes / 2**20:,.1f}",
     )

@@ -63,11 +63,10 @@ def make_shards(wanted: MakeShards) -> None:
 
 
 def shared_config(base: PretrainConfig, config: PretrainConfig) -> PretrainConfig:
-    """Returns the run whose stage 1 makes the tokenizer of a run's data set."""
+    """Returns the run whose stage 1 makes the tokenizer of a run's data set, unless the base names a trained one."""
     return replace(
         base,
         out=config.tokenizer_from,
-        tokenizer_from="",
         data=replace(config.data, latents=(), train_samples=0),
     )
 
@@ -93,13 +92,33 @@ def prepare(config: PretrainConfig) -> None:
 
 
 def train(config: PretrainConfig, entities: bool) -> Timing:
-    """Trains or resumes a run to its end, and measures its slots where asked, if any; returns when it did what."""
+    """Trains or resumes a run to its end, and measures its slots where asked; returns when it did what."""
     began = time.time()
     device, make_engine = _device(config)
     pretrain(config, make_engine, 0, 1, device)
-    if entities and isinstance(config.flam, FlamConfig):
-        write_result(Path(config.out) / ENTITIES, _measure_entities(config, device))
+    if entities:
+        measure_entities(config)
     return Timing(process_started=psutil.Process().create_time(), began=began, ended=time.time())
+
+
+def measure_entities(config: PretrainConfig) -> None:
+    """Measures a finished run's slots, if it has any, against the entities of its data.
+
+    Clips are as long as a rollout looks back: slots of longer ones are untrained.
+    """
+    if not isinstance(config.flam, FlamConfig):
+        return
+    device, _ = _device(config)
+    model = FlamForWorldModeling.from_pretrained(RunDirectory(Path(config.out)).model).to(device)
+    select = partial(
+        labelled_clips,
+        Mixture.load(config.data.url),
+        clip_frames=config.flam.history_frames + 1,
+        frame_stride=config.evaluation.frame_stride,
+        num_clips=_LABELLED_CLIPS,
+    )
+    found = evaluate_entities(model.tokenizer, model.flam, select("train"), select("test"), config.evaluation)
+    write_result(Path(config.out) / ENTITIES, found)
 
 
 def _device(config: PretrainConfig) -> tuple[torch.device, MakeEngine]:
@@ -111,16 +130,3 @@ def _device(config: PretrainConfig) -> tuple[torch.device, MakeEngine]:
         return TorchEngine(objective, stage, device, config.seed)
 
     return device, make_engine
-
-
-def _measure_entities(config: PretrainConfig, device: torch.device) -> dict[str, Any]:
-    """Clips are as long as a rollout looks back: slots of longer ones are untrained."""
-    model = FlamForWorldModeling.from_pretrained(RunDirectory(Path(config.out)).model).to(device)
-    select = partial(
-        labelled_clips,
-        Mixture.load(config.data.url),
-        clip_frames=config.flam.history_frames + 1,
-        frame_stride=config.evaluation.frame_stride,
-        num_clips=_LABELLED_CLIPS,
-    )
-    return evaluate_entities(model.tokenizer, model.flam, select("train"), select("test"), config.evaluation)

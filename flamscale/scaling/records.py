@@ -32,7 +32,7 @@ class Timing:
 
     process_started: float
     began: float
-    """Its first instruction, all modules being loaded."""
+    """Its first instruction, all modules being loaded, and places for all its workers found."""
     ended: float
 
 

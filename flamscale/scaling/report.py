@@ -3,6 +3,7 @@
 All of it lies in the study's folder.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from flamscale.scaling.findings import findings
 from flamscale.scaling.frontier import export_frontier, frontier
 from flamscale.scaling.records import Point, RunRecord, read_point
 from flamscale.scaling.study import Study
+from flamscale.scaling.usage import Usage, read_usage
 
 
 def write_study_report(study: Study, tflops_per_s: float, command: str) -> Path:
@@ -32,11 +34,13 @@ def write_study_report(study: Study, tflops_per_s: float, command: str) -> Path:
     points = [read_point(run, tflops_per_s) for run in runs if states[run.name] == "finished"]
     missing, stopped = ([name for name in states if states[name] == state] for state in ("waiting", "stopped"))
     groups = conclude(points) if points else ()
+    usage = read_usage(folder)
     figures = _draw(folder, groups) if points else []
     results = {
         "study": study.name,
         "question": study.question,
         "command": command,
+        "usage": usage and dataclasses.asdict(usage),
         "points": [point.to_json(folder) for point in points],
         "missing": missing,
         "stopped": stopped,
@@ -45,7 +49,7 @@ def write_study_report(study: Study, tflops_per_s: float, command: str) -> Path:
     }
     write_result(folder / "results.json", results)
     with replacing(folder / "report.md") as partial:
-        partial.write_text(report_text(study, command, groups, missing, stopped, figures))
+        partial.write_text(report_text(study, command, groups, missing, stopped, figures, usage))
     export_frontier(study, groups, command)
     return folder / "report.md"
 
@@ -102,10 +106,14 @@ def report_text(
     missing: Sequence[str],
     stopped: Sequence[str],
     figures: Sequence[str],
+    usage: Usage | None = None,
 ) -> str:
     """Returns report.md: question, findings, figures, and every run with its numbers and where they come from."""
     points = [point for group in groups for point in group.points]
-    parts = [f"# Scaling study: {study.name}", study.question, f"`{command}`", "## Findings"]
+    parts = [f"# Scaling study: {study.name}", study.question, f"`{command}`"]
+    if usage:
+        parts.append(f"Took {usage}.")
+    parts.append("## Findings")
     parts.append(f"Brackets hold intervals at {LEVEL:.0%}, from resamples of the runs.")
     if any("videos" in point.values for point in points):
         parts.append(

@@ -1,12 +1,13 @@
 """The three questions as studies, and a joint one: a preset, data and a folder in; grids of runs out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flamscale.config import PretrainConfig
 from flamscale.data.make_config import MakeShards
 from flamscale.data.sources.inputs import absolute
+from flamscale.errors import ConfigError
 from flamscale.presets import PRESETS
 from flamscale.scaling.axes import (
     SIZES,
@@ -119,6 +120,25 @@ STUDIES: dict[str, Callable[[str, str, str], Study]] = {
     "model": model_size,
     "joint": joint,
 }
+
+
+def with_workers(study: Study, num_workers: Sequence[int]) -> Study:
+    """Returns a study with so many workers for each run, or, of several numbers, for those of each size.
+
+    Raises:
+        ConfigError: there are several, and not as many as sizes.
+    """
+    if len(num_workers) == 1:
+        cluster = replace(study.base.cluster, num_workers=num_workers[0])
+        return replace(study, base=replace(study.base, cluster=cluster))
+    axes = tuple(
+        replace(axis, num_workers=tuple(num_workers)) if isinstance(axis, Sizes) else axis for axis in study.axes
+    )
+    if axes == study.axes:
+        raise ConfigError(
+            f"num-workers must be one number, or one for each size where the study varies it, got {len(num_workers)}."
+        )
+    return replace(study, axes=axes)
 
 
 def multigrid_shards(study: Study, preset: str) -> list[MakeShards]:

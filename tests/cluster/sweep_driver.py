@@ -24,6 +24,12 @@ def tiny_study(data: str, out: Path) -> Study:
     )
 
 
+def groups_study(data: str, out: Path) -> Study:
+    """Two seeds of two workers each, which take a machine of two cores in turn."""
+    base = tiny_config(data, out, num_workers=2)
+    return Study(name="groups", question="Do groups work?", base=base, axes=(Seeds(values=(0, 1)),))
+
+
 def rates_study(data: str, out: Path) -> Study:
     """Learning rates, of which the first makes the loss no number."""
     rates = Setting(path="flam_stage.learning_rate", values=(1e30, 1e-3))
@@ -51,7 +57,7 @@ def hopeless_study(data: str, out: Path) -> Study:
     return Study(name="hopes", question="Which run is hopeless?", base=base, axes=(Hopes(),))
 
 
-STUDIES = {"factors": tiny_study, "rates": rates_study, "hopeless": hopeless_study}
+STUDIES = {"factors": tiny_study, "groups": groups_study, "rates": rates_study, "hopeless": hopeless_study}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +66,16 @@ class Arguments:
 
     data: str
     out: Path
-    study: Literal["factors", "rates", "hopeless"] = "factors"
+    study: Literal["factors", "groups", "rates", "hopeless"] = "factors"
     sweep: Annotated[SweepConfig, tyro.conf.arg(name="")]
 
 
 def main(arguments: list[str]) -> None:
     """Runs the study."""
     chosen = command_line.parse(Arguments, arguments, description="")
-    run_study(STUDIES[chosen.study](chosen.data, chosen.out), chosen.sweep, entities=chosen.study == "factors")
+    run_study(
+        STUDIES[chosen.study](chosen.data, chosen.out), chosen.sweep, entities=chosen.study in ("factors", "groups")
+    )
 
 
 if __name__ == "__main__":

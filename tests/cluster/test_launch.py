@@ -45,7 +45,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch, *outcomes: object) -> list[object]
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 0.0})
     monkeypatch.setattr(draining, "placement_group_table", dict)
-    monkeypatch.setattr(launch, "_trainer", lambda config, world_size: SimpleNamespace(fit=fit))
+    monkeypatch.setattr(launch, "_trainer", lambda config, world_size, command: SimpleNamespace(fit=fit))
     return left
 
 

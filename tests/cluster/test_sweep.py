@@ -3,20 +3,24 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
+from flamscale.config import ClusterConfig
 from flamscale.scaling.records import RunRecord
 from flamscale.scaling.study import Run
 from flamscale.training.metrics import read_records
-from tests.cluster.sweep_driver import hopeless_study, rates_study, tiny_study
-from tests.tiny import NUM_STEPS
+from tests.cluster.sweep_driver import groups_study, hopeless_study, rates_study, tiny_study
+from tests.test_pretrain import losses
+from tests.tiny import NUM_STEPS, run_tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,11 +57,11 @@ def wait_until(condition, timeout_s: float = 240) -> None:
         time.sleep(0.1)
 
 
-def kill_a_worker(driver: subprocess.Popen[str]) -> None:
-    """Kills one process that trains below a driver's Ray, if there is one."""
+def kill_a_worker(driver: subprocess.Popen[str], title: str = "ray::train") -> None:
+    """Kills one process that trains, by Ray's title for it, below a driver's Ray, if there is one."""
     for process in psutil.Process(driver.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
-            if "ray::train" in " ".join(process.cmdline()):
+            if title in " ".join(process.cmdline()):
                 process.kill()
                 return
 
@@ -114,6 +118,26 @@ def test_a_study_survives_its_workers_and_its_own_death_and_repeats_no_finished_
         ]
         assert steps == list(range(1, NUM_STEPS + 1))
         assert json.loads((record.directory.root / "entities.json").read_text())["num_entities"] == 2
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_runs_of_two_workers_go_on_when_one_is_killed_and_learn_what_they_learn_alone(tiny_data: str, tmp_path: Path):
+    runs = groups_study(tiny_data, tmp_path).runs()
+    driver = start(tiny_data, tmp_path, "--study", "groups")
+    wait_until(lambda: trained(runs))
+    kill_a_worker(driver, "ray::RayTrainWorker")
+    output, _ = driver.communicate(timeout=400)
+    assert driver.returncode == 0, output
+    assert "2 of 2 runs finished" in output
+    assert re.search(r"the study took .* of CPU time; runs held \d+% of it", output)
+    assert attempts(runs) == [1, 1]
+    for run in runs:
+        alone = replace(run.config, out=str(tmp_path / "alone" / run.name), cluster=ClusterConfig(num_workers=1))
+        run_tiny(alone)
+        assert losses(Path(run.config.out))["flam"] == pytest.approx(losses(Path(alone.out))["flam"], rel=1e-4)
+        assert json.loads((Path(run.config.out) / "entities.json").read_text())["num_entities"] == 2
 
 
 @pytest.mark.ray

@@ -19,6 +19,7 @@ from flamscale.scaling.records import Point, RunRecord
 from flamscale.scaling.report import report_text
 from flamscale.scaling.studies import STUDIES, multigrid_shards
 from flamscale.scaling.study import Study
+from flamscale.scaling.usage import Usage
 
 BASE = replace(
     PRESETS["quickstart"](), out="study", data=DataConfig(url=("room",)), cluster=ClusterConfig(num_workers=1)
@@ -154,6 +155,12 @@ def test_the_report_says_which_parts_of_a_run_see_all_videos():
     points = [point(noisy(0.01 + videos**-0.5, videos), videos=videos) for videos in (8, 32, 128, 512)]
     shared = "Tokenizer and median frame are shared, and made of all training videos"
     assert shared in report_text(STUDY, "python study.py", conclude(points), [], [], [])
+
+
+def test_the_report_tells_what_the_study_took(factor_points):
+    usage = Usage(device="GPU", total_s=7_200.0, device_s=28_800.0, held_s=21_600.0)
+    text = report_text(STUDY, "python study.py", conclude(factor_points), [], [], [], usage)
+    assert "Took 2 h 00 min in all, 8 h 00 min of GPU time; runs held 75% of it." in text
 
 
 def test_the_report_traces_every_point_to_its_directory_and_commit(factor_points):

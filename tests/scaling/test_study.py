@@ -30,6 +30,7 @@ from flamscale.scaling.axes import (
     clip_flops,
 )
 from flamscale.scaling.cost import print_costs, run_cost
+from flamscale.scaling.studies import with_workers
 from flamscale.scaling.study import Study
 from flamscale.training.sizes import build_objective, count_parameters, empty_inputs
 
@@ -87,6 +88,18 @@ def test_runs_of_one_budget_cost_the_same_whatever_their_size():
     assert [cost.flops for cost in costs] == pytest.approx([1e13, 1e13], rel=0.01)
     assert [cost.device_hours for cost in costs] == pytest.approx([100 / 3_600] * 2, rel=0.01)
     assert costs[0].num_clips > 10 * costs[1].num_clips
+
+
+def test_workers_are_the_same_for_all_runs_or_go_with_the_size():
+    sizes = Study(
+        name="s", question="?", base=BASE, axes=(Sizes(values=(SIZES["xxs"], SIZES["s"])), Seeds(values=(0,)))
+    )
+    assert [run.config.cluster.num_workers for run in with_workers(sizes, (2,)).runs()] == [2, 2]
+    assert [run.config.cluster.num_workers for run in with_workers(sizes, (1, 2)).runs()] == [1, 2]
+    with pytest.raises(ConfigError, match=r"one number for all runs, or one for each of the 2 sizes, got 3 numbers\.$"):
+        with_workers(sizes, (1, 2, 4))
+    with pytest.raises(ConfigError, match=r"or one for each size where the study varies it, got 2\.$"):
+        with_workers(replace(sizes, axes=()), (1, 2))
 
 
 @pytest.mark.parametrize(
