@@ -9,7 +9,8 @@ Command: python recipes/scaling_study.py --study factors --preset quickstart --d
     MultiGrid data sets are made under --data; the preset large reads the data set that lies there.
 
 Hardware and hours: quickstart two CPU cores, an hour or less for factors and data together; multigrid one GPU or more,
-large a cluster, for as long as --dry-run says.
+large a cluster, for as long as --dry-run says: --tokenizer-from a run of pretrain_large.py, as a study trains its
+tokenizer on one device, and --num-workers 1 2 4 8 for more devices the larger the model.
 
 Expected: report.md, figures and results.json in --out, with laws and intervals, or why the runs support none; the best
 models in frontier/.

@@ -173,6 +173,7 @@ class _Work:
     def run(self) -> dict[str, str]:
         """Returns the last error of each run that has failed too often."""
         commit = current_commit()
+        self._count_time()  # of what was made before
         while self._waiting or self._running:
             while self._waiting and self._has_room(self._waiting[0]):
                 run = self._waiting.popleft()
@@ -180,13 +181,17 @@ class _Work:
                 self.board.tell(run, "running")
                 self._running[start_run(run.config, self.entities, self.config.device_share)] = run
             done, _ = ray.wait(list(self._running), num_returns=1, timeout=_REFRESH_S)
-            device = self.meter.usage.device
-            self.meter.count(self._needs(self._running.values())[device], ray.cluster_resources().get(device, 0.0))
+            self._count_time()
             for reference in done:
                 self._end(self._running.pop(reference), *outcome(reference))
             self._give_up_hopeless()
             self.board.refresh()
         return self._errors
+
+    def _count_time(self) -> None:
+        device = self.meter.usage.device
+        held = self._needs(self._running.values())
+        self.meter.count(held.get(device, 0.0), ray.cluster_resources().get(device, 0.0))
 
     def _has_room(self, run: Run) -> bool:
         """Whether the cluster has room for a run beside those at work; alone, it waits for nodes that may join."""

@@ -148,11 +148,13 @@ SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The model's size, and the learning rate and workers that go with it."""
+    """The model's size, and the learning rate, batch and workers that go with it."""
 
     values: tuple[ModelSize, ...]
     lr_exponent: float = -0.5
     """Learning rate ~ width to this power; 0 keeps the base's."""
+    batch_exponent: float = 0.0
+    """Global batch ~ width to this power, in whole micro-batches; 0 keeps the base's."""
     num_workers: tuple[int, ...] = ()
     """Workers of a run of each of the values (count); empty keeps the base's."""
     name: str = "size"
@@ -165,12 +167,18 @@ class Sizes:
             )
 
     def choices(self, config: PretrainConfig) -> Iterator[tuple[Value, PretrainConfig]]:
+        stage = config.flam_stage
         workers = self.num_workers or (config.cluster.num_workers,) * len(self.values)
         for size, num_workers in zip(self.values, workers, strict=True):
-            cluster = replace(config.cluster, num_workers=num_workers)
-            rate = config.flam_stage.learning_rate * (size.width / config.flam.width) ** self.lr_exponent
-            stage = replace(config.flam_stage, learning_rate=rate)
-            yield size.name, replace(config, flam=size.apply(config.flam), flam_stage=stage, cluster=cluster)
+            ratio = size.width / config.flam.width
+            num_micro_batches = stage.global_batch * ratio**self.batch_exponent / stage.micro_batch
+            changed = replace(
+                stage,
+                learning_rate=stage.learning_rate * ratio**self.lr_exponent,
+                global_batch=stage.micro_batch * max(1, round(num_micro_batches)),
+            )
+            sized = replace(on_workers(config, 1), flam=size.apply(config.flam), flam_stage=changed)
+            yield size.name, on_workers(sized, num_workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +251,17 @@ def _with_setting(config: Any, path: Sequence[str], value: Value) -> Any:
     if name not in {item.name for item in dataclasses.fields(config)}:
         raise ConfigError(f"A study's setting must be one of {type(config).__name__}, got {name}; see --help.")
     return replace(config, **{name: _with_setting(getattr(config, name), rest, value) if rest else value})
+
+
+def on_workers(config: PretrainConfig, num_workers: int) -> PretrainConfig:
+    """Returns the config with another number of workers, whose micro-batches shrink to share the global batches."""
+    cluster = replace(config.cluster, num_workers=num_workers)
+    stages: dict[str, Any] = {name: getattr(config, name) for name in ("tokenizer_stage", "flam_stage")}
+    shared = {
+        name: replace(stage, micro_batch=math.gcd(stage.micro_batch, stage.global_batch // num_workers))
+        for name, stage in stages.items()
+    }
+    return replace(config, cluster=cluster, **shared)
 
 
 def with_steps(config: PretrainConfig, num_steps: int) -> PretrainConfig:

@@ -1,5 +1,6 @@
 """Figures of a study: groups of points with their fits in; PNG files out."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from flamscale.eval.files import replacing
 from flamscale.scaling.conclusions import Group, law_sizes
 from flamscale.scaling.estimate import Estimate
+from flamscale.scaling.fit import LossLaw
 from flamscale.scaling.records import Point
 
 _PANEL_INCHES = (4.2, 3.4)
@@ -64,6 +66,49 @@ def draw_measures(path: Path, groups: Sequence[Group]) -> None:
     _save(figure, path)
 
 
+def draw_sizes_over_videos(path: Path, groups: Sequence[Group]) -> None:
+    """Draws loss and rollout PSNR over training videos, a line for each size; dashed lines are the fitted law."""
+    figure, axes = _panels(2)
+    for panel, title in zip(axes, (_LOSS, _ROLLOUT), strict=True):
+        unit, measure = _MEASURES[title]
+        series = [
+            (group, size, sorted(same, key=lambda point: point.values["videos"]))
+            for group in groups
+            for size, same in _by_size(group.points).items()
+        ]
+        for number, (group, size, points) in enumerate(series):
+            videos = [point.values["videos"] for point in points]
+            panel.plot(
+                videos, [measure(point) for point in points], marker="o", markersize=4, color=f"C{number}",
+                label=f"{group.label}, {size}" if group.label else size,
+            )  # fmt: skip
+            if title == _LOSS and group.law:
+                panel.plot(videos, _predicted(group.law, points), color=f"C{number}", linestyle="--")
+        panel.set_xscale("log", base=2)
+        ticks = sorted({point.values["videos"] for group in groups for point in group.points})
+        panel.set_xticks(ticks, [str(tick) for tick in ticks])
+        if title == _LOSS:
+            panel.set_yscale("log")
+        _label(panel, title, "training videos", unit)
+    axes[0].legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _by_size(points: Sequence[Point]) -> dict[str, list[Point]]:
+    found: dict[str, list[Point]] = defaultdict(list)
+    for point in points:
+        found[str(point.values["size"])].append(point)
+    return found
+
+
+def _predicted(law: LossLaw, points: Sequence[Point]) -> list[float]:
+    """Returns a law's loss at each point."""
+    sizes = law_sizes(points)
+    return [
+        law.predict({name: float(values[row]) for name, values in sizes.items()}).value for row in range(len(points))
+    ]
+
+
 def draw_predictions(path: Path, groups: Sequence[Group]) -> None:
     """Draws a law's loss over the measured one: dots are the runs it is fitted to, crosses those held out of it."""
     figure, (panel,) = _panels(1)
@@ -71,11 +116,10 @@ def draw_predictions(path: Path, groups: Sequence[Group]) -> None:
     for number, group in enumerate(group for group in groups if group.law):
         law = group.held_out.law if group.held_out else group.law
         assert law is not None
-        sizes, measured = law_sizes(group.points), np.array([point.loss for point in group.points])
+        measured = np.array([point.loss for point in group.points])
         losses += measured.tolist()
         seen = ~group.held_out.is_held_out if group.held_out else np.full(len(measured), True)
-        fitted = [law.predict({name: float(values[row]) for name, values in sizes.items()}).value
-                  for row in np.flatnonzero(seen)]  # fmt: skip
+        fitted = np.array(_predicted(law, group.points))[seen]
         prefix = f"{group.label}: " if group.label else ""
         panel.scatter(measured[seen], fitted, s=14, color=f"C{2 * number}", label=f"{prefix}fitted")
         if group.held_out:

@@ -12,7 +12,7 @@ from flamscale.eval.files import replacing
 from flamscale.eval.report import write_result
 from flamscale.scaling.conclusions import Group, conclude
 from flamscale.scaling.estimate import LEVEL
-from flamscale.scaling.figures import draw_isoflops, draw_measures, draw_predictions
+from flamscale.scaling.figures import draw_isoflops, draw_measures, draw_predictions, draw_sizes_over_videos
 from flamscale.scaling.findings import findings
 from flamscale.scaling.frontier import export_frontier, frontier
 from flamscale.scaling.records import Point, RunRecord, read_point
@@ -58,6 +58,9 @@ def _draw(folder: Path, groups: Sequence[Group]) -> list[str]:
     """Returns the names of the figures there is something to show in."""
     draw_measures(folder / "measures.png", groups)
     figures = ["measures.png"]
+    if {"size", "videos"} <= groups[0].points[0].values.keys():
+        draw_sizes_over_videos(folder / "videos.png", groups)
+        figures.append("videos.png")
     if any(group.law for group in groups):
         draw_predictions(folder / "predictions.png", groups)
         figures.append("predictions.png")

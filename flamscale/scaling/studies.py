@@ -19,6 +19,7 @@ from flamscale.scaling.axes import (
     Seeds,
     Sizes,
     UniqueVideos,
+    on_workers,
     with_steps,
 )
 from flamscale.scaling.study import Study
@@ -129,8 +130,7 @@ def with_workers(study: Study, num_workers: Sequence[int]) -> Study:
         ConfigError: there are several, and not as many as sizes.
     """
     if len(num_workers) == 1:
-        cluster = replace(study.base.cluster, num_workers=num_workers[0])
-        return replace(study, base=replace(study.base, cluster=cluster))
+        return replace(study, base=on_workers(study.base, num_workers[0]))
     axes = tuple(
         replace(axis, num_workers=tuple(num_workers)) if isinstance(axis, Sizes) else axis for axis in study.axes
     )

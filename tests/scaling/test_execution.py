@@ -1,6 +1,7 @@
 """Runs of a study in this process: a study that moved goes on, and its best model is exported."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,14 @@ def test_a_moved_run_whose_tokenizer_was_exchanged_is_refused(tiny_data: str, in
     with pytest.raises(ConfigError, match=r"holds a run with other settings: tokenizer_from is .*here/shared.* there"):
         train(run.config, entities=False)
     assert (Path(run.config.out) / "config.json").read_text() == before
+
+
+def test_runs_may_share_a_tokenizer_that_was_trained_elsewhere(tiny_data: str, interrupted: Path, tmp_path: Path):
+    (trained,) = study_of_one_run(tiny_data, interrupted).runs()
+    study = study_of_one_run(tiny_data, tmp_path)
+    study = replace(study, base=replace(study.base, tokenizer_from=trained.config.tokenizer_from))
+    (run,) = study.runs()
+    prepare(shared_config(study.base, run.config))
+    shared = RunDirectory(Path(run.config.tokenizer_from)).describe_tokenizer()
+    assert shared["taken_from"] == trained.config.tokenizer_from
+    assert shared["sha256"] == RunDirectory(Path(trained.config.tokenizer_from)).describe_tokenizer()["sha256"]

@@ -13,7 +13,7 @@ from flamscale.scaling.axes import Factors, Seeds
 from flamscale.scaling.conclusions import conclude, largest_runs
 from flamscale.scaling.cost import Cost
 from flamscale.scaling.estimate import Estimate
-from flamscale.scaling.figures import draw_isoflops, draw_measures, draw_predictions
+from flamscale.scaling.figures import draw_isoflops, draw_measures, draw_predictions, draw_sizes_over_videos
 from flamscale.scaling.frontier import frontier
 from flamscale.scaling.records import Point, RunRecord
 from flamscale.scaling.report import report_text
@@ -188,10 +188,11 @@ def test_where_k_varies_the_frontier_is_the_run_of_the_highest_psnr_on_each_data
         assert found.psnr == max(same)
 
 
-def test_figures_are_drawn(factor_points, size_points, tmp_path: Path):
+def test_figures_are_drawn(factor_points, size_points, joint_points, tmp_path: Path):
     draw_measures(tmp_path / "factors.png", conclude(factor_points))
     groups = conclude(size_points)
     draw_measures(tmp_path / "sizes.png", groups)
+    draw_sizes_over_videos(tmp_path / "videos.png", conclude(joint_points))
     draw_predictions(tmp_path / "predictions.png", groups)
     draw_isoflops(tmp_path / "isoflops.png", groups)
     for path in tmp_path.glob("*.png"):

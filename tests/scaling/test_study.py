@@ -80,6 +80,11 @@ def test_wider_models_learn_at_a_lower_rate():
     assert large.flam_stage.learning_rate == pytest.approx(small.flam_stage.learning_rate / 2)
 
 
+def test_wider_models_may_have_a_larger_batch_in_whole_micro_batches():
+    small, large = configs(Sizes(values=(SIZES["xxs"], SIZES["m"]), batch_exponent=0.5))
+    assert (small.flam_stage.global_batch, large.flam_stage.global_batch) == (16, 64)
+
+
 def test_runs_of_one_budget_cost_the_same_whatever_their_size():
     study = Study(
         name="model", question="?", base=BASE, axes=(Sizes(values=(SIZES["xxs"], SIZES["s"])), Budgets(values=(1e13,)))
@@ -95,7 +100,9 @@ def test_workers_are_the_same_for_all_runs_or_go_with_the_size():
         name="s", question="?", base=BASE, axes=(Sizes(values=(SIZES["xxs"], SIZES["s"])), Seeds(values=(0,)))
     )
     assert [run.config.cluster.num_workers for run in with_workers(sizes, (2,)).runs()] == [2, 2]
-    assert [run.config.cluster.num_workers for run in with_workers(sizes, (1, 2)).runs()] == [1, 2]
+    one, four = (run.config for run in with_workers(sizes, (1, 4)).runs())
+    assert (one.cluster.num_workers, one.flam_stage.micro_batch) == (1, 16)
+    assert (four.cluster.num_workers, four.flam_stage.micro_batch, four.flam_stage.global_batch) == (4, 8, 32)
     with pytest.raises(ConfigError, match=r"one number for all runs, or one for each of the 2 sizes, got 3 numbers\.$"):
         with_workers(sizes, (1, 2, 4))
     with pytest.raises(ConfigError, match=r"or one for each size where the study varies it, got 2\.$"):
