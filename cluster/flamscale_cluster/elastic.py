@@ -26,7 +26,8 @@ _POLL_S = 1.0
 
 def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
     """Returns what Ray sets aside for each worker, by Ray's names."""
-    return {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.accelerator == "gpu" else {})
+    needed: dict[str, float] = {"CPU": cluster.cpus_per_worker}
+    return needed | ({"GPU": 1} if cluster.accelerator == "gpu" else {})
 
 
 def group_resources(cluster: ClusterConfig, world_size: int) -> dict[str, float]:

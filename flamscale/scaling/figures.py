@@ -78,10 +78,9 @@ def draw_sizes_over_videos(path: Path, groups: Sequence[Group]) -> None:
         ]
         for number, (group, size, points) in enumerate(series):
             videos = [point.values["videos"] for point in points]
-            panel.plot(
-                videos, [measure(point) for point in points], marker="o", markersize=4, color=f"C{number}",
-                label=f"{group.label}, {size}" if group.label else size,
-            )  # fmt: skip
+            measured = np.array([measure(point) for point in points], dtype=float)
+            label = f"{group.label}, {size}" if group.label else size
+            panel.plot(videos, measured, marker="o", markersize=4, color=f"C{number}", label=label)
             if title == _LOSS and group.law:
                 panel.plot(videos, _predicted(group.law, points), color=f"C{number}", linestyle="--")
         panel.set_xscale("log", base=2)
