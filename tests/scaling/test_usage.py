@@ -1,6 +1,7 @@
 """What a study took, over the drivers it had."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ def test_the_time_of_all_drivers_is_added_up_and_that_of_a_killed_one_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     moments = iter([0.0, 600.0, 1_800.0, 9_000.0, 10_800.0])
-    monkeypatch.setattr(usage.time, "monotonic", lambda: next(moments))
+    monkeypatch.setattr(usage, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     assert read_usage(tmp_path) is None
     killed = Meter(tmp_path, "CPU")
     killed.count(held=0.0, devices=2.0)
