@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray._private import ray_constants
 
 from flamscale.data.make_config import MakeShards
 from flamscale.errors import ClusterError, ConfigError
@@ -132,8 +133,12 @@ def _cluster(address: str) -> Iterator[None]:
                 "RAY_AUTH_MODE and RAY_AUTH_TOKEN."
             ) from error
     else:
-        ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False,
-                 object_store_memory=_OBJECT_STORE_BYTES, _node_ip_address=HOST)  # fmt: skip
+        spans_machines, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+        try:  # by Ray's switch for clusters on loopback alone (see LocalHead); else the address is the machine's own
+            ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False,
+                     object_store_memory=_OBJECT_STORE_BYTES, _node_ip_address=HOST)  # fmt: skip
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = spans_machines
     try:
         yield
     finally:

@@ -31,7 +31,10 @@ RETRY_TIMEOUT_S = 300.0
 FIRST_CONTACT_TIMEOUT_S = 15.0
 """How long it may stay out of reach when it is first asked for: a wrong address should be told soon (seconds)."""
 
-_S3_OPTIONS = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # else it takes minutes to give up
+_S3_OPTIONS = {
+    "config_kwargs": {"retries": {"total_max_attempts": 1}},  # else it takes minutes to give up
+    "use_listings_cache": False,  # else a file that came after its folder was listed would be taken for missing
+}
 _Result = TypeVar("_Result")
 _Errors = tuple[type[Exception], ...]
 
@@ -143,7 +146,6 @@ def find(url: str, timeout_s: float | None = None) -> set[str]:
     """
 
     def read(fs: fsspec.AbstractFileSystem, path: str) -> set[str]:
-        fs.invalidate_cache()
         return {name.removeprefix(path).lstrip("/") for name in fs.find(path)}
 
     return _attempt("read", url, read, timeout_s)

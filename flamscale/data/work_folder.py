@@ -57,7 +57,6 @@ class WorkFolder:
     def records(self, stage: str) -> dict[str, dict[str, Any]]:
         """Returns the records of a stage by the names they were committed under."""
         fs, path = storage.locate(self.url(stage))
-        fs.invalidate_cache()
         with storage.explained("read", self.url(stage), fs):
             names = [name for name in fs.find(path) if name.endswith(".json")]
             contents: dict[str, bytes] = fs.cat(names) if names else {}
@@ -66,7 +65,6 @@ class WorkFolder:
     def remove(self) -> None:
         """Deletes the folder with all that is in it."""
         fs, path = storage.locate(self.url())
-        fs.invalidate_cache()
         with contextlib.suppress(FileNotFoundError), storage.explained("delete", self.url(), fs):
             fs.rm(path, recursive=True)
 

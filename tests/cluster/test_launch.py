@@ -100,7 +100,7 @@ def test_a_group_whose_node_is_to_be_taken_away_is_answered_by_another_and_count
         draining, "placement_group_table", lambda: {name: dict(one) for name, one in list(groups.items())}
     )
     monkeypatch.setattr(draining, "draining_nodes", lambda: {"ours"} if len(left) == 1 else {"drained"})
-    monkeypatch.setattr(launch, "_trainer", lambda config, world_size: SimpleNamespace(fit=fit))
+    monkeypatch.setattr(launch, "_trainer", lambda config, world_size, command: SimpleNamespace(fit=fit))
     assert launch._fit(config, LeaveNotice(notice)) == "result"
     assert "a node is to be taken away: saving a checkpoint" in capsys.readouterr().out
     assert not notice.exists()

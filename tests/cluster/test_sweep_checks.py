@@ -3,9 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
-from flamscale_cluster.sweep import _check_room, _only_driver, _Work, run_study
+from flamscale_cluster.sweep import _check_room, _cluster, _only_driver, _Work, run_study
 from flamscale_cluster.sweep_config import SweepConfig
 
 from flamscale.errors import ConfigError
@@ -13,6 +14,7 @@ from flamscale.scaling.board import Board
 from flamscale.scaling.study import Study
 from flamscale.scaling.usage import Meter
 from tests.cluster.sweep_driver import tiny_study
+from tests.cluster.test_head import addresses_listened_on
 
 
 def workers_study(out: Path, *, num_workers: int, **cluster) -> Study:
@@ -71,3 +73,12 @@ def test_a_second_driver_is_refused_until_the_first_has_ended(tmp_path: Path):
         run_study(tiny_study("data", tmp_path), SweepConfig())
     with _only_driver(tmp_path):
         pass
+
+
+@pytest.mark.ray
+def test_a_study_s_own_ray_listens_on_loopback_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else Ray writes a token into the home folder
+    with _cluster(""):
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        assert any("raylet" in process.name() for process in processes)
+        assert addresses_listened_on(processes) == {"127.0.0.1"}
