@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from socket import gethostname
@@ -23,42 +22,13 @@ from flamscale.config import PretrainConfig, TokenizerConfig, from_dict, to_json
 from flamscale.data import storage
 from flamscale.errors import CheckpointError, ConfigError, DataError
 from flamscale.models.tokenizer import Tokenizer
+from flamscale.same_settings import check_same_settings, differences
 from flamscale.training.checkpoint import CheckpointStore, read_meta
 from flamscale.training.mirror import Mirror
 from flamscale.training.retention import folder_name, step_of
 
 STAGES = ("tokenizer", "flam")
 """Names of the stages, in the order of training."""
-
-_FREE_SECTIONS = ("out", "copy_to", "evaluation", "cluster", "profile")
-_FREE_SETTINGS = (
-    "micro_batch",
-    "url",
-    "latents",
-    "num_processes",
-    "decode_backend",
-    "decode_threads",
-    "prefetch_batches",
-    "shard_cache",
-    "shard_cache_gib",
-    "fetch_cache_mib",
-    "cache_mib",
-    "kernels",
-    "attention",
-    "max_bad_fraction",
-    "log_every",
-    "validate_every",
-    "validation_clips",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "keep_every",
-    "spike_factor",
-    "max_rewinds",
-)
-"""Settings that may change between two submissions of one run: none of them changes what sound data teach.
-
-The data set may move; checkpoints and tokenizer know its content.
-"""
 
 
 @dataclass(frozen=True)
@@ -295,7 +265,7 @@ class RunDirectory:
     def _check_tokenizer(self, config: TokenizerConfig, manifest_hash: str) -> None:
         """Checks that tokenizer.json is of this config and data set."""
         description = self.describe_tokenizer()
-        changes = _differences(description["config"], json.loads(to_json(config)), "tokenizer.")
+        changes = differences(description["config"], json.loads(to_json(config)), "tokenizer.")
         if changes:
             raise CheckpointError(
                 f"The tokenizer in {self.tokenizer} has other settings: {'; '.join(changes)}; choose another --out, or "
@@ -326,44 +296,9 @@ def _is_tokenizer_of(place: str, description: dict[str, Any]) -> bool:
 
 def check_same_tokenizer(found: TrainedTokenizer, config: TokenizerConfig) -> None:
     """Raises ConfigError, naming the settings that differ, unless the tokenizer found is of this config."""
-    changes = _differences(dataclasses.asdict(found.tokenizer.config), dataclasses.asdict(config), "tokenizer.")
+    changes = differences(dataclasses.asdict(found.tokenizer.config), dataclasses.asdict(config), "tokenizer.")
     if changes:
         raise ConfigError(
             f"The tokenizer in {found.place} has other settings than this run: {'; '.join(changes)}; use its settings, "
             f"or another tokenizer."
         )
-
-
-def check_same_settings(config: PretrainConfig, text: str, place: str, free: Sequence[str] = ()) -> None:
-    """Raises ConfigError if the config.json of `place` differs in what is learned; CheckpointError if it is damaged.
-
-    `free` names sections that may differ besides.
-    """
-    try:
-        there = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"The config.json of {place} is no JSON file ({error}); delete {place}.") from error
-    # A setting that did not exist yet when the run began had today's default.
-    there = json.loads(to_json(from_dict(PretrainConfig, there)))
-    here = json.loads(to_json(config))
-    changes = _differences(there | {name: here[name] for name in free}, here)
-    if changes:
-        more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
-        raise ConfigError(
-            f"{place} holds a run with other settings: {'; '.join(changes[:4])}{more}; choose another place, use its "
-            "settings, or delete it."
-        )
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
-    """Names the settings that differ and change what is learned."""
-    changes = []
-    for name in sorted(there.keys() | here.keys()):
-        if name in (_FREE_SETTINGS if prefix else _FREE_SECTIONS):
-            continue
-        before, now = there.get(name), here.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            changes += _differences(before, now, f"{prefix}{name}.")
-        elif before != now:
-            changes.append(f"{prefix}{name} is {before} there and {now} here")
-    return changes

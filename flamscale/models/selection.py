@@ -35,9 +35,7 @@ class SlotSelector(nn.Module):
     Source: AdaSlot (Fan et al., arXiv 2406.09196, Section 3), where slots compete in slot attention before the choice,
     too, so that the gradient tells what a dropped one would add. Where we differ: it chooses anew for every image.
 
-    No use of it has been shown yet. A FLAM of eight slots on two agents (53.3 dB over 16 clips), trained on for 120 to
-    300 steps, kept all slots at costs of 0.01 and 0.1 (52.2 and 46.4 dB), 5.1 of them at 0.3 (27.8 dB) and a single one
-    at 1 (17.7 dB). Training from scratch with it was not measured.
+    No use of it has been shown yet.
     """
 
     def __init__(self, config: FlamConfig) -> None:

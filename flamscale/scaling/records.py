@@ -16,7 +16,8 @@ from typing import Any
 from flamscale.data import storage
 from flamscale.data.manifest import Manifest
 from flamscale.errors import ConfigError
-from flamscale.run_directory import RunDirectory, check_same_settings
+from flamscale.run_directory import RunDirectory
+from flamscale.same_settings import check_same_settings
 from flamscale.scaling.axes import Value
 from flamscale.scaling.cost import Cost, run_cost
 from flamscale.scaling.study import Run
