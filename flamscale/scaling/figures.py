@@ -67,7 +67,7 @@ def draw_measures(path: Path, groups: Sequence[Group]) -> None:
 
 
 def draw_sizes_over_videos(path: Path, groups: Sequence[Group]) -> None:
-    """Draws loss and rollout PSNR over training videos, a line for each size; dashed lines are the fitted law."""
+    """Draws loss and rollout PSNR over training videos in a colour for each size; dashed lines are the fitted law."""
     figure, axes = _panels(2)
     for panel, title in zip(axes, (_LOSS, _ROLLOUT), strict=True):
         unit, measure = _MEASURES[title]
@@ -80,9 +80,11 @@ def draw_sizes_over_videos(path: Path, groups: Sequence[Group]) -> None:
             videos = [point.values["videos"] for point in points]
             measured = np.array([measure(point) for point in points], dtype=float)
             label = f"{group.label}, {size}" if group.label else size
-            panel.plot(videos, measured, marker="o", markersize=4, color=f"C{number}", label=label)
-            if title == _LOSS and group.law:
-                panel.plot(videos, _predicted(group.law, points), color=f"C{number}", linestyle="--")
+            law = group.law if title == _LOSS else None
+            joined = "none" if law else "-"
+            panel.plot(videos, measured, "o", linestyle=joined, markersize=4, color=f"C{number}", label=label)
+            if law:
+                panel.plot(videos, _predicted(law, points), color=f"C{number}", linestyle="--")
         panel.set_xscale("log", base=2)
         ticks = sorted({point.values["videos"] for group in groups for point in group.points})
         panel.set_xticks(ticks, [str(tick) for tick in ticks])
