@@ -18,9 +18,10 @@ from flamscale.data.clips import ClipSpace
 from flamscale.data.fetch import Fetcher
 from flamscale.data.mixture import Mixture
 from flamscale.data.order import MixtureOrder
+from flamscale.data.position_reader import PositionReader
 from flamscale.data.reader import ClipReader, Findings, SampleId, Transform
 from flamscale.data.shard_cache import ShardCache, temporary_cache
-from flamscale.data.workers import PositionReader, ReadAhead
+from flamscale.data.workers import ReadAhead
 from flamscale.errors import ConfigError, DataError
 from flamscale.types import Batch
 

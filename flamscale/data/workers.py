@@ -7,28 +7,23 @@ behind the first micro-batch, and until they are up, the thread reads: nothing e
 take micro-batches in turn, so that each knows which it will read later, and has them sent by an object store meanwhile.
 """
 
-import contextlib
 import logging
-import multiprocessing
-import os
 import shutil
-import signal
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import numpy as np
 
-from flamscale.data.fetch import Contents
-from flamscale.data.order import MixtureOrder
-from flamscale.data.reader import ClipReader, Findings
+from flamscale.data.position_reader import PositionReader
+from flamscale.data.reader import Findings
+from flamscale.data.reading_process import ProcessDiedError, ReadingProcess
 from flamscale.errors import ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)
@@ -37,50 +32,13 @@ _MAX_LENT = 2  # micro-batches in the caller's hands that stay in shared memory;
 _SHARED_MEMORY = Path("/dev/shm")
 
 
-@dataclass(frozen=True)
-class PositionReader:
-    """Reads the clips at positions of the endless order; for a damaged one, the next sound one in that order."""
-
-    order: MixtureOrder
-    reader: ClipReader
-    _requested: dict[int, Contents] = field(default_factory=dict, init=False)  # by the first position
-
-    def __call__(
-        self, positions: Sequence[int], later: Sequence[int] = (), memory: memoryview | None = None
-    ) -> tuple[np.ndarray, Findings]:
-        """Returns the clips [B, T, ...] and what was met on the way; raises as `ClipReader.read`.
-
-        Args:
-            positions: of the endless order.
-            later: positions that will be read after some others, and are asked of an object store now.
-            memory: where video is decoded to, if given.
-        """
-        self.reader.want(self.order.shards_near(positions[0]))
-        batch = self.reader.batch(len(positions), memory)
-        requested = self._requested.pop(positions[0], None)
-        if later and self.reader.in_store:
-            if requested is None:  # these first
-                requested = self._request(positions)
-            self._requested[later[0]] = self._request(later)
-        candidates = [self.order.candidates(position) for position in positions]
-        clips, findings = self.reader.read(candidates, batch, requested)
-        return np.stack(clips) if batch is None else batch, findings
-
-    def _request(self, positions: Sequence[int]) -> Contents:
-        return self.reader.request(next(self.order.candidates(position)) for position in positions)
-
-    def close(self) -> None:
-        """Forgets what was asked for, closes files and ends threads; reading again opens them anew."""
-        self._requested.clear()
-        self.reader.close()
-
-
 @dataclass
 class _Task:
     """A micro-batch under way."""
 
     positions: list[int]
-    future: Future
+    result: Callable[[], tuple[np.ndarray, Findings]]
+    """Waits for clips and findings."""
     slot: SharedMemory | None
     """Where a process puts it; None where the thread reads it."""
 
@@ -117,7 +75,7 @@ class ReadAhead:
         self._slots: list[SharedMemory] = []
         self._lent: set[SharedMemory] = set()
         self._closed = False
-        self._processes: list[ProcessPoolExecutor] = []
+        self._processes: list[ReadingProcess] = []
         self._starting: threading.Thread | None = None
         self._losses = 0
         if num_processes:
@@ -134,20 +92,19 @@ class ReadAhead:
             self._fill()
             task = self._pending[0]
             try:
-                clips, findings = task.future.result()
-            except BrokenProcessPool as error:
+                clips, findings = task.result()
+            except ProcessDiedError as error:
                 self._replace_processes(error)
                 continue
             self._pending.popleft()
             if self._num_processes and self._starting is None:
                 self._start_processes()
             if task.slot is not None:
-                clips = self._lend(task.slot, *clips)
+                clips = self._lend(task.slot, clips)
                 self._losses = 0
             return task.positions, clips, findings
 
-    def _lend(self, slot: SharedMemory, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        clips = np.ndarray(shape, dtype, buffer=slot.buf)
+    def _lend(self, slot: SharedMemory, clips: np.ndarray) -> np.ndarray:
         if len(self._lent) == _MAX_LENT:
             return clips.copy()
         self._lent.add(slot)
@@ -169,18 +126,14 @@ class ReadAhead:
             if not processes:
                 assert self._thread is not None
                 later = [] if self._num_processes else later  # it only stands in for processes
-                self._pending.append(_Task(positions, self._thread.submit(self._read, positions, later), None))
+                self._pending.append(_Task(positions, self._thread.submit(self._read, positions, later).result, None))
                 continue
             busy = self._lent | {task.slot for task in self._pending}
             slot = next(slot for slot in self._slots if slot not in busy)
             process = processes[self._turn % self._num_processes]
             self._turn += 1
-            try:
-                future = process.submit(_read_into, slot.name, positions, later)
-            except BrokenProcessPool as error:
-                future = Future()
-                future.set_exception(error)
-            self._pending.append(_Task(positions, future, slot))
+            process.ask(slot, positions, later)
+            self._pending.append(_Task(positions, partial(process.receive, slot), slot))
 
     def _next_task(self) -> tuple[list[int], list[int]]:
         """Returns the positions of the next micro-batch, and of one that whoever reads it will be handed later."""
@@ -190,20 +143,15 @@ class ReadAhead:
 
     def _start_processes(self) -> None:
         def start() -> None:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([__name__])
-            closing, self._open = context.Pipe(duplex=False)
-            arguments = (self._read, dict(os.environ), closing)
-            processes = [ProcessPoolExecutor(1, context, _be_worker, arguments) for _ in range(self._num_processes)]
-            with contextlib.suppress(BrokenProcessPool):  # the first micro-batch handed out will tell
-                for started in [process.submit(os.getpid) for process in processes]:
-                    started.result()
+            processes = [ReadingProcess(self._read) for _ in range(self._num_processes)]
+            for process in processes:
+                process.wait_until_up()
             self._processes = processes
 
         self._starting = threading.Thread(target=start, name="start-readers", daemon=True)
         self._starting.start()
 
-    def _replace_processes(self, error: BrokenProcessPool) -> None:
+    def _replace_processes(self, error: ProcessDiedError) -> None:
         self.restarts += 1
         self._losses += 1
         _LOG.warning("A process that reads data was killed; starting %d new ones.", self._num_processes)
@@ -221,21 +169,17 @@ class ReadAhead:
     def _stop_processes(self) -> None:
         if self._starting is not None:
             self._starting.join()
-        if self._processes:
-            self._open.close()
-            for process in self._processes:
-                process.shutdown(cancel_futures=True)
-            self._processes = []
+        for process in self._processes:
+            process.close()
+        self._processes = []
 
     def close(self) -> None:
         """Ends thread and processes, after the micro-batches they have begun."""
         self._read.reader.cancel()
-        for task in self._pending:
-            task.future.cancel()
         self._pending.clear()
         self._stop_processes()
         if self._thread is not None:
-            self._thread.shutdown()
+            self._thread.shutdown(cancel_futures=True)
         self._read.close()
         self._closed = True
         for slot in self._slots:
@@ -254,44 +198,3 @@ def _allocate(count: int, size_bytes: int) -> list[SharedMemory]:
             f"or the micro-batch, or enlarge it (docker run --shm-size)."
         )
     return [SharedMemory(create=True, size=size_bytes) for _ in range(count)]
-
-
-_worker_read: PositionReader
-_worker_slots: dict[str, SharedMemory]
-
-
-def _be_worker(read: PositionReader, environment: dict[str, str], closing: Connection) -> None:
-    """Sets up a process that reads, and has it end with the one it reads for.
-
-    Args:
-        read: reads micro-batches.
-        environment: of that process; the fork server's is as old as its first use.
-        closing: ends when what is being read is no longer wanted.
-    """
-    global _worker_read, _worker_slots
-    _worker_read, _worker_slots = read, {}
-    os.environ.clear()
-    os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        if closing in wait([parent.sentinel, closing]):
-            read.reader.cancel()
-            wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _read_into(slot_name: str, positions: list[int], later: list[int]) -> tuple[tuple[tuple[int, ...], str], Findings]:
-    """Reads a micro-batch into shared memory; returns its shape and dtype, and the findings."""
-    if slot_name not in _worker_slots:
-        _worker_slots[slot_name] = SharedMemory(slot_name)
-    memory = _worker_slots[slot_name].buf
-    clips, findings = _worker_read(positions, later, memory)
-    place = np.ndarray(clips.shape, clips.dtype, memory)
-    if not np.may_share_memory(place, clips):
-        np.copyto(place, clips)
-    return (clips.shape, clips.dtype.str), findings

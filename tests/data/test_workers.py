@@ -6,14 +6,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from unittest.mock import Mock
 
+import numpy as np
 import psutil
 import pytest
 import torch
 
 from flamscale.config import DataConfig
-from flamscale.data import workers
+from flamscale.data import reading_process
 from flamscale.data.loader import ClipLoader
 from flamscale.data.manifest import Manifest
 from flamscale.data.mixture import Mixture
@@ -91,7 +94,7 @@ def test_a_killed_process_costs_no_batch(data_set: Manifest, expected: torch.Ten
 def test_processes_that_keep_dying_end_the_run_with_one_sentence(
     data_set: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_be_worker", die)
+    monkeypatch.setattr(reading_process, "_serve", die)
     with (
         _loader(data_set) as loader,
         pytest.raises(DataError, match=r"^The processes that .* died 4 times in a row, .*"),
@@ -118,6 +121,28 @@ def test_what_processes_find_damaged_is_counted(own_data_set: Manifest) -> None:
         assert [where.rpartition("/")[2] for where in loader.bad_samples] == [shard.samples.key(1)]
     with _loader(own_data_set, max_bad_fraction=0.0) as loader, pytest.raises(DataError, match="1 of 24 samples are"):
         _videos(loader, 60)
+
+
+class _Talkative:
+    """Stands in for `PositionReader`: no clips, and findings that no pipe holds."""
+
+    reader = Mock()
+
+    def __call__(self, positions: list[int], later: list[int], memory: memoryview) -> tuple[np.ndarray, list[int]]:
+        return np.ndarray((1,), np.uint8, memory), positions
+
+    def __reduce__(self) -> tuple:
+        return _Talkative, ()
+
+
+def test_who_asks_ahead_never_waits_for_a_process_whose_answers_nobody_took_yet() -> None:
+    process, slot = reading_process.ReadingProcess(_Talkative()), SharedMemory(create=True, size=1)
+    process.wait_until_up()
+    for number in range(50):
+        process.ask(slot, [number] * 20_000, [])
+    assert [process.receive(slot)[1][0] for _ in range(50)] == list(range(50))
+    process.close()
+    slot.unlink()
 
 
 def test_too_little_shared_memory_is_told_in_one_sentence(data_set: Manifest) -> None:
