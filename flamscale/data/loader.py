@@ -177,7 +177,7 @@ class ClipLoader:
         if clips.dtype != np.uint8:
             clips = clips.astype(np.int64)  # by torch's threads it would take turns with the processes that read
         actions = None if self._actions is None else self._actions.of(findings.clips, self._clip_frames)
-        return Batch(torch.from_numpy(clips), torch.tensor(positions, dtype=torch.int64), actions)
+        return Batch(torch.from_numpy(clips), torch.arange(positions.start, positions.stop), actions)
 
     def close(self) -> None:
         """Ends what reads ahead; iterating again goes on after the last complete global batch."""
@@ -194,13 +194,13 @@ class ClipLoader:
     ) -> None:
         self.close()
 
-    def _micro_batches(self, start: int) -> Iterator[list[int]]:
+    def _micro_batches(self, start: int) -> Iterator[range]:
         """Yields the positions of this rank's micro-batches from the global batch at `start` on."""
         share = self._global_batch // self._world_size
         while True:
             first = start + self._rank * share
             for offset in range(0, share, self._micro_batch):
-                yield list(range(first + offset, first + offset + self._micro_batch))
+                yield range(first + offset, first + offset + self._micro_batch)
             start += self._global_batch
 
 

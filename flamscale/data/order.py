@@ -112,13 +112,11 @@ class MixtureOrder:
         for step in range(order.num_clips):
             yield self._first_clips[part] + order.clip_at(epoch, (offset + step) % order.num_clips)
 
-    def shards_near(self, position: int) -> list[int]:
-        """Returns the shards that are read from at `position`, then those that come next."""
+    def shards_near(self, position: int) -> Iterator[int]:
+        """Yields, for each data set, the shards that are read from at `position`, then those that come next."""
         epoch, offset = divmod(position, self.num_clips)
-        shards = []
         for part, (order, own) in enumerate(zip(self._orders, self._counts(epoch, offset), strict=True)):
-            shards += [self._first_shards[part] + shard for shard in order.shards_near(*divmod(own, order.num_clips))]
-        return shards
+            yield from (self._first_shards[part] + near for near in order.shards_near(*divmod(own, order.num_clips)))
 
     def _draw(self, position: int) -> tuple[int, int]:
         """Returns the data set drawn from at `position`, and the position in its own endless order."""

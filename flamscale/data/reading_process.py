@@ -7,11 +7,10 @@ thread of the caller's stands between, as in an executor, to take processor time
 import contextlib
 import multiprocessing
 import os
-import queue
 import signal
 import threading
 import traceback
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.shared_memory import SharedMemory
 from typing import NamedTuple
 
@@ -27,8 +26,8 @@ class ProcessDiedError(Exception):
 
 class _Task(NamedTuple):
     slot_name: str
-    positions: list[int]
-    later: list[int]
+    positions: range
+    later: range
 
 
 class _Answer(NamedTuple):
@@ -48,17 +47,20 @@ class ReadingProcess:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(read, dict(os.environ), theirs), daemon=True)
+        closing, self._open = context.Pipe(duplex=False)
+        arguments = (read, dict(os.environ), theirs, closing)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
+        closing.close()
 
     def wait_until_up(self) -> None:
         """Waits until it can read; one that dies before is told of by `receive`."""
         with contextlib.suppress(EOFError, OSError):
             self._connection.recv()
 
-    def ask(self, slot: SharedMemory, positions: list[int], later: list[int]) -> None:
-        """Asks for a micro-batch in `slot`, and names one that it will be asked for later; never waits."""
+    def ask(self, slot: SharedMemory, positions: range, later: range) -> None:
+        """Asks for a micro-batch in `slot`, and names one that it will be asked for later."""
         with contextlib.suppress(OSError):  # `receive` will tell
             self._connection.send(_Task(slot.name, positions, later))
 
@@ -79,40 +81,38 @@ class ReadingProcess:
 
     def close(self) -> None:
         """Ends it after the micro-batch it has begun, whose reads give up at their next failure."""
+        self._open.close()
         self._connection.close()
         self._process.join()
 
 
-def _serve(read: PositionReader, environment: dict[str, str], connection: Connection) -> None:
+def _serve(read: PositionReader, environment: dict[str, str], connection: Connection, closing: Connection) -> None:
     """Does tasks until the connection is closed, or the process that it reads for has died.
 
     Args:
         read: reads micro-batches.
         environment: of that process; the fork server's is as old as its first use.
         connection: tasks come in, answers go out.
+        closing: ends when what is being read is no longer wanted.
     """
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
-    def take_tasks() -> None:  # at once, so that who asks never waits
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                tasks.put(connection.recv())
-        tasks.put(None)
-        read.reader.cancel()
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
+    def watch() -> None:
+        if closing in wait([parent.sentinel, closing]):
+            read.reader.cancel()
+            wait([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=take_tasks, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
     slots: dict[str, SharedMemory] = {}
-    with contextlib.suppress(OSError):  # nobody wants the answer any more
+    with contextlib.suppress(EOFError, OSError):  # nobody asks any more, or wants the answer
         connection.send("up")
-        while (task := tasks.get()) is not None:
-            connection.send(_answer(read, slots, task))
+        while True:
+            connection.send(_answer(read, slots, connection.recv()))
 
 
 def _answer(read: PositionReader, slots: dict[str, SharedMemory], task: _Task) -> _Answer | Exception:

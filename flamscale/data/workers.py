@@ -36,7 +36,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 class _Task:
     """A micro-batch under way."""
 
-    positions: list[int]
+    positions: range
     result: Callable[[], tuple[np.ndarray, Findings]]
     """Waits for clips and findings."""
     slot: SharedMemory | None
@@ -61,12 +61,12 @@ class ReadAhead:
     """
 
     def __init__(
-        self, read: PositionReader, tasks: Iterator[list[int]], *, depth: int, num_processes: int, batch_bytes: int
+        self, read: PositionReader, tasks: Iterator[range], *, depth: int, num_processes: int, batch_bytes: int
     ) -> None:
         self.restarts = 0
         self._read = read
         self._tasks = tasks
-        self._coming: deque[list[int]] = deque()  # taken from the tasks, and not handed out yet
+        self._coming: deque[range] = deque()  # taken from the tasks, and not handed out yet
         self._turn = 0
         self._depth = depth * max(num_processes, 1)
         self._num_processes = num_processes
@@ -84,7 +84,7 @@ class ReadAhead:
     def __iter__(self) -> "ReadAhead":
         return self
 
-    def __next__(self) -> tuple[list[int], np.ndarray, Findings]:
+    def __next__(self) -> tuple[range, np.ndarray, Findings]:
         if self._thread is None:
             positions = next(self._tasks)
             return positions, *self._read(positions)
@@ -125,7 +125,7 @@ class ReadAhead:
             positions, later = self._next_task()
             if not processes:
                 assert self._thread is not None
-                later = [] if self._num_processes else later  # it only stands in for processes
+                later = range(0) if self._num_processes else later  # it only stands in for processes
                 self._pending.append(_Task(positions, self._thread.submit(self._read, positions, later).result, None))
                 continue
             busy = self._lent | {task.slot for task in self._pending}
@@ -135,7 +135,7 @@ class ReadAhead:
             process.ask(slot, positions, later)
             self._pending.append(_Task(positions, partial(process.receive, slot), slot))
 
-    def _next_task(self) -> tuple[list[int], list[int]]:
+    def _next_task(self) -> tuple[range, range]:
         """Returns the positions of the next micro-batch, and of one that whoever reads it will be handed later."""
         while len(self._coming) <= self._depth:
             self._coming.append(next(self._tasks))

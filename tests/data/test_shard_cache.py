@@ -74,7 +74,7 @@ def test_batches_are_the_same_with_copies_and_come_from_them(
 def test_the_shards_of_this_window_and_the_next_are_fetched_behind_the_reader(remote: Manifest, tmp_path: Path) -> None:
     with _loader(remote, tmp_path) as loader:
         next(loader)
-        near = loader._read.order.shards_near(0)
+        near = list(loader._read.order.shards_near(0))
         cache = loader._reader._shard_cache
         assert cache is not None
         _wait_for(lambda: all(cache.copy_of(remote.of_split("train")[shard]).exists() for shard in near))

@@ -128,8 +128,8 @@ class _Talkative:
 
     reader = Mock()
 
-    def __call__(self, positions: list[int], later: list[int], memory: memoryview) -> tuple[np.ndarray, list[int]]:
-        return np.ndarray((1,), np.uint8, memory), positions
+    def __call__(self, positions: range, later: range, memory: memoryview) -> tuple[np.ndarray, list[int]]:
+        return np.ndarray((1,), np.uint8, memory), list(positions)
 
     def __reduce__(self) -> tuple:
         return _Talkative, ()
@@ -139,7 +139,7 @@ def test_who_asks_ahead_never_waits_for_a_process_whose_answers_nobody_took_yet(
     process, slot = reading_process.ReadingProcess(_Talkative()), SharedMemory(create=True, size=1)
     process.wait_until_up()
     for number in range(50):
-        process.ask(slot, [number] * 20_000, [])
+        process.ask(slot, range(number, number + 20_000), range(0))
     assert [process.receive(slot)[1][0] for _ in range(50)] == list(range(50))
     process.close()
     slot.unlink()
