@@ -109,7 +109,8 @@ def train_tokenizer(worker: Worker) -> None:
     if worker.leads:  # always: one that is there may be of a first try on other data
         directory.save_median_frame(median_frame(worker.data))
     engine.barrier()
-    prepare = TokenizerInputs(directory.load_median_frame(), stage, worker.device)
+    flow_seed = config.seed if config.tokenizer.decoder == "flow" else None
+    prepare = TokenizerInputs(directory.load_median_frame(), stage, worker.device, flow_seed)
     flops = count_clip_flops(config, "tokenizer", lpips=perceptual.network if perceptual else "vgg16")
     state = train_stage(worker, "tokenizer", engine, stage, prepare, worker.data, None, flops)
     if worker.rank == 0:

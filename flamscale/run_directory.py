@@ -265,7 +265,8 @@ class RunDirectory:
     def _check_tokenizer(self, config: TokenizerConfig, manifest_hash: str) -> None:
         """Checks that tokenizer.json is of this config and data set."""
         description = self.describe_tokenizer()
-        changes = differences(description["config"], json.loads(to_json(config)), "tokenizer.")
+        there = from_dict(TokenizerConfig, description["config"])  # today's defaults for settings it does not know
+        changes = differences(dataclasses.asdict(there), dataclasses.asdict(config), "tokenizer.")
         if changes:
             raise CheckpointError(
                 f"The tokenizer in {self.tokenizer} has other settings: {'; '.join(changes)}; choose another --out, or "

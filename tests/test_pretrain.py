@@ -15,12 +15,13 @@ import torch
 from flamscale.config import ClusterConfig, DataConfig, PretrainConfig, ProfileConfig, from_dict, to_json
 from flamscale.data import storage
 from flamscale.data.sampling import eval_clips
-from flamscale.errors import CheckpointError, ConfigError, DataError
+from flamscale.errors import CheckpointError, ConfigError, DataError, LeaveError
 from flamscale.models.lpips import Lpips
 from flamscale.models.tokenizer import Tokenizer
 from flamscale.preflight import check_inputs
-from flamscale.pretrain import summary
+from flamscale.pretrain import pretrain_tokenizer, summary
 from flamscale.run_directory import RunDirectory
+from flamscale.training.engine import TorchEngine
 from flamscale.training.flops import count_clip_flops
 from flamscale.training.metrics import read_records
 from flamscale.training.mirror import Mirror
@@ -138,6 +139,39 @@ def test_a_run_killed_in_either_stage_goes_on_bit_for_bit(finished, tiny_data, t
     assert losses(tmp_path / "out") == losses(Path(config.out))
     again = json.loads((tmp_path / "out" / "result.json").read_text())
     assert again["rollout"] == json.loads((Path(config.out) / "result.json").read_text())["rollout"]
+
+
+def test_a_tokenizer_with_a_flow_decoder_goes_on_bit_for_bit_and_validates_what_it_draws(tiny_data, tmp_path):
+    device = torch.device("cpu")
+
+    def train(out: Path) -> RunDirectory:
+        config = tiny_config(tiny_data, out)
+        config = replace(config, tokenizer=replace(config.tokenizer, decoder="flow", flow_steps=2))
+        stage = config.tokenizer_stage
+        pretrain_tokenizer(config, lambda part, _: TorchEngine(part, stage, device, config.seed), 0, 1, device)
+        return RunDirectory(out)
+
+    (tmp_path / "interrupted").mkdir()
+    (tmp_path / "interrupted/leave").touch()
+    with pytest.raises(LeaveError, match="saved step 5"):
+        train(tmp_path / "interrupted")
+    whole, interrupted = train(tmp_path / "whole"), train(tmp_path / "interrupted")
+    assert losses(whole.root) == losses(interrupted.root)
+    assert whole.read_tokenizer().hash == interrupted.read_tokenizer().hash
+    validated = [record for record in read_records(whole.metrics) if record["kind"] == "validation"]
+    assert all(math.isfinite(record["psnr"]) and math.isfinite(record["velocity_error"]) for record in validated)
+
+
+def test_a_tokenizer_trained_before_there_were_flow_decoders_is_this_runs(finished, tmp_path):
+    config, _ = finished
+    directory = RunDirectory(tmp_path)
+    shutil.copytree(Path(config.out) / "tokenizer", directory.tokenizer)
+    description = directory.describe_tokenizer()
+    del description["config"]["decoder"], description["config"]["flow_steps"]
+    (directory.tokenizer / "tokenizer.json").write_text(json.dumps(description))
+    assert directory.load_tokenizer(config.tokenizer, description["manifest_hash"]).config == config.tokenizer
+    with pytest.raises(CheckpointError, match=r"tokenizer\.decoder is regression there and flow here"):
+        directory.load_tokenizer(replace(config.tokenizer, decoder="flow"), description["manifest_hash"])
 
 
 def test_a_finished_run_submitted_again_trains_no_step(finished):

@@ -28,6 +28,11 @@ class TokenizerConfig:
     """Channels C of the features the decoder and FLAM see (count)."""
     fsq_levels: tuple[int, ...] = (4, 4, 4, 4, 4)
     """Quantisation levels of each FSQ dimension; their product is the codebook size."""
+    decoder: Literal["regression", "flow"] = "regression"
+    """regression: draws the mean of what the tokens leave open, which is blurred; flow: draws one such frame, by flow
+    matching in flow-steps passes (beyond the paper, not measured yet)."""
+    flow_steps: int = 10
+    """Steps from noise to a frame (count, 1 to 20). Without effect on another decoder."""
 
     def __post_init__(self) -> None:
         require(
@@ -45,6 +50,11 @@ class TokenizerConfig:
         require(
             bool(self.fsq_levels) and min(self.fsq_levels) >= 2,
             f"tokenizer.fsq-levels must each be at least 2, got {self.fsq_levels}.",
+        )
+        require(
+            1 <= self.flow_steps <= 20,
+            f"tokenizer.flow-steps must lie between 1 and 20, got {self.flow_steps}: training looks no closer "
+            "at the frame.",
         )
 
     @property

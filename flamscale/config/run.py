@@ -145,6 +145,12 @@ class PretrainConfig:
             f"flam.history-frames must be less than flam-stage.clip-frames, or rollouts would look back further than "
             f"training did; got {self.flam.history_frames} and {self.flam_stage.clip_frames}.",
         )
+        lpips_weight = self.tokenizer_stage.lpips_weight
+        require(
+            self.tokenizer.decoder != "flow" or lpips_weight == 0,
+            f"tokenizer-stage.lpips-weight {lpips_weight} cannot take effect with tokenizer.decoder flow, which is "
+            "trained by its velocity's error alone; set it to 0.",
+        )
         self._check_slot_terms()
         for name in ("flam_stage", "evaluation"):
             stride = getattr(self, name).frame_stride

@@ -30,7 +30,12 @@ class Panel:
 
 
 PANELS = (
-    Panel("Loss and its error term", "squared error (mean)", ("loss", "mse", "prediction_loss", "lpips"), log=True),
+    Panel(
+        "Loss and its error term",
+        "squared error (mean)",
+        ("loss", "mse", "velocity_error", "prediction_loss", "lpips"),
+        log=True,
+    ),
     Panel("Reconstruction", "PSNR (dB)", ("psnr",), from_zero=False),
     Panel("Error over copying the last frame", "ratio (1: no better)", ("copy_ratio",)),
     Panel("KL of each factor", "nats a step", ("kl_[0-9]*",)),

@@ -46,7 +46,7 @@ The weights are safetensors; nothing is unpickled, no code is downloaded.
 {origin}
 ## Limits
 
-It predicts scenes like those it was trained on.{unnamed}
+It predicts scenes like those it was trained on.{invented}{unnamed}
 
 ## Licence
 
@@ -60,6 +60,8 @@ actions[:, :, 0] = actions[:, :, 0].flip(0)  # or choose the {whose} actions: he
 video = model.rollout(frames[:, :-10], actions, steps=10)"""
 _UNNAMED = """ Latent actions have no names: what an action does, and to what, is to
 be read off its effect."""
+_INVENTED = """ Its decoder, flow matching in {tokenizer.flow_steps} steps, makes up the
+details that tokens leave open: sharp ones need not be true."""
 _GIVEN = """actions = ...  # true: [clips, frames - 1, {flam.num_agents} agents at most], below {flam.num_agent_actions}
 video = model.rollout(frames[:, :-10], actions, steps=10)  # predicts the last 10 frames from those before
 video.frames"""
@@ -111,6 +113,7 @@ def model_card(
         flam=flam,
         use=use.format(flam=flam, whose=whose),
         unnamed=unnamed,
+        invented=_INVENTED.format(tokenizer=tokenizer) if tokenizer.decoder == "flow" else "",
         num_parameters=num_parameters,
         numbers=_numbers(result, source) if result else "Not evaluated yet.",
         origin=f"\n{origin}\n" if origin else "",

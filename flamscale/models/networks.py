@@ -26,7 +26,7 @@ def build_encoder(config: TokenizerConfig) -> tuple[nn.Module, int]:
             for before, after in zip(channels, [*channels[1:], channels[-1]], strict=True):
                 layers += [MagvitBlock(before) for _ in range(config.num_residual_blocks)]
                 layers += [nn.Conv2d(before, after, 4, stride=2, padding=1)]
-            layers += [MagvitBlock(channels[-1]), _group_norm(channels[-1]), nn.SiLU()]
+            layers += [MagvitBlock(channels[-1]), group_norm(channels[-1]), nn.SiLU()]
     patches = nn.Sequential(
         nn.Conv2d(3, config.patch_channels, config.downsample, stride=config.downsample),
         nn.ReLU(),
@@ -49,7 +49,7 @@ def build_decoder(config: TokenizerConfig) -> nn.Module:
             for before, after in zip(channels, [*channels[1:], channels[-1]], strict=True):
                 layers += [MagvitBlock(before) for _ in range(config.num_residual_blocks)]
                 layers += [nn.Conv2d(before, 4 * after, 3, padding=1), nn.PixelShuffle(2)]
-            layers += [MagvitBlock(channels[-1]), _group_norm(channels[-1]), nn.SiLU()]
+            layers += [MagvitBlock(channels[-1]), group_norm(channels[-1]), nn.SiLU()]
     patches = nn.Sequential(
         nn.Conv2d(config.feature_channels, config.patch_channels, 1),
         nn.ReLU(),
@@ -101,10 +101,10 @@ class MagvitBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            _group_norm(channels),
+            group_norm(channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
-            _group_norm(channels),
+            group_norm(channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
@@ -113,7 +113,7 @@ class MagvitBlock(nn.Module):
         return x + self.layers(x)
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> nn.GroupNorm:
     """Group norm with at most 32 groups of at least 4 channels each."""
     return nn.GroupNorm(
         next(g for g in (32, 16, 8, 4, 2, 1) if (channels % g == 0 and channels >= 4 * g) or g == 1), channels

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from flamscale.config import TokenizerConfig
+from flamscale.models.flow_decoder import FlowDecoder
 from flamscale.models.networks import build_decoder, build_encoder
 
 
@@ -62,7 +63,7 @@ class FiniteScalarQuantizer(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """CNN encoder -> FSQ -> features z -> CNN decoder (Eq. 1, arXiv 2602.16229).
+    """CNN encoder -> FSQ -> features z -> CNN decoder, or a flow (Eq. 1, arXiv 2602.16229).
 
     Features are the codes projected to C channels and layer-normalised without affine, so that ||z||^2 = C for every
     tokenizer and the squared error of Eq. 6 has one scale.
@@ -77,7 +78,7 @@ class Tokenizer(nn.Module):
         self.to_code = nn.Sequential(nn.LayerNorm(encoder_channels), to_code)
         self.fsq = FiniteScalarQuantizer(config.fsq_levels)
         self.to_features = nn.Linear(len(config.fsq_levels), config.feature_channels)
-        self.decoder = build_decoder(config)
+        self.decoder = FlowDecoder(config) if config.decoder == "flow" else build_decoder(config)
 
     @property
     def hash(self) -> str:
@@ -88,10 +89,26 @@ class Tokenizer(nn.Module):
             digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def forward(self, images: Float[Tensor, "M 3 H W"]) -> TokenizerOutput:
+    def forward(
+        self,
+        images: Float[Tensor, "M 3 H W"],
+        noise: Float[Tensor, "M 3 H W"] | None = None,
+        times: Float[Tensor, " M"] | None = None,
+    ) -> TokenizerOutput:
+        """Reconstructs frames in [0, 1] from their codes.
+
+        Args:
+            images: the frames.
+            noise, times: standard normal draws, and shares of the way from them to the frames, from which a flow
+                decoder shall reconstruct in one step, as in training; None goes all the way from its own noise.
+        """
         codes, indices = self.fsq(self._encode(images))
         features = self._features(codes)
-        return TokenizerOutput(self._decode(features), features, indices)
+        if noise is None or times is None:
+            return TokenizerOutput(self._decode(features), features, indices)
+        assert isinstance(self.decoder, FlowDecoder), "no other decoder knows noise"
+        frames = self.decoder.predict(self._grid(features), 2 * images - 1, noise, times)
+        return TokenizerOutput(frames * 0.5 + 0.5, features, indices)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "M 3 H W"]) -> Int[Tensor, "M N"]:
@@ -127,8 +144,11 @@ class Tokenizer(nn.Module):
         return F.layer_norm(self.to_features(codes), (self.config.feature_channels,))
 
     def _decode(self, features: Float[Tensor, "M N C"]) -> Float[Tensor, "M 3 H W"]:
+        return self.decoder(self._grid(features)) * 0.5 + 0.5
+
+    def _grid(self, features: Float[Tensor, "M N C"]) -> Float[Tensor, "M C h w"]:
         side = self.config.image_size // self.config.downsample
-        return self.decoder(features.mT.unflatten(-1, (side, side))) * 0.5 + 0.5
+        return features.mT.unflatten(-1, (side, side))
 
 
 def frame_encoder(tokenizer: Tokenizer) -> Callable[[np.ndarray], np.ndarray]:

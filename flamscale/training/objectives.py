@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from flamscale.config import FlamConfig, FlamStageConfig, TokenizerStageConfig
 from flamscale.models.flam import Flam
+from flamscale.models.flow_decoder import LAST_TIME
 from flamscale.models.tokenizer import Tokenizer, to_images
 from flamscale.models.world_model import WorldModel
 from flamscale.types import Batch
@@ -21,7 +22,12 @@ CONTRAST_TEMPERATURE = 0.1
 
 
 class TokenizerObjective(nn.Module):
-    """Stage 1: pixel MSE, optionally weighted towards moving pixels, optionally with LPIPS (Eq. 1)."""
+    """Stage 1: pixel MSE, optionally weighted towards moving pixels, optionally with LPIPS (Eq. 1).
+
+    A flow decoder, given noise and times, learns by the squared error of its velocity in place of the pixels'; that is
+    the error of the frame it predicts over 1 - t. Only validation lets it draw frames, for mse and psnr. Weights make
+    it favour motion where the tokens leave that open.
+    """
 
     def __init__(self, tokenizer: Tokenizer, config: TokenizerStageConfig, perceptual: nn.Module | None = None) -> None:
         super().__init__()
@@ -33,34 +39,84 @@ class TokenizerObjective(nn.Module):
         self.perceptual = [perceptual] if perceptual else []  # a list keeps the frozen network out of the parameters
 
     def forward(
-        self, images: Float[Tensor, "M 3 H W"], weights: Float[Tensor, "M 1 H W"]
+        self,
+        images: Float[Tensor, "M 3 H W"],
+        weights: Float[Tensor, "M 1 H W"],
+        noise: Float[Tensor, "M 3 H W"] | None = None,
+        times: Float[Tensor, " M"] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if noise is not None and times is not None:
+            return self._match_flow(images, weights, noise, times)
         output = self.tokenizer(images)
         squared_error = (output.reconstruction - images).square()
         loss = (squared_error * weights).mean()
-        mse = squared_error.detach().mean()
-        metrics = {"mse": mse, "psnr": -10.0 * torch.log10(mse)}
+        metrics = _pixel_metrics(squared_error)
         for perceptual in self.perceptual:
             lpips = perceptual(output.reconstruction, images).mean()
             loss = loss + self.config.lpips_weight * lpips
             metrics["lpips"] = lpips.detach()
         return loss, metrics
 
+    def _match_flow(
+        self, images: Tensor, weights: Tensor, noise: Tensor, times: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        frame_error = self.tokenizer(images, noise, times).reconstruction - images
+        squared_error = (frame_error / (1 - times)[:, None, None, None]).square()
+        metrics = {"velocity_error": squared_error.detach().mean()}
+        if not self.training:
+            metrics |= _pixel_metrics((self.tokenizer(images).reconstruction - images).square())
+        return (squared_error * weights).mean(), metrics
+
+
+def _pixel_metrics(squared_error: Tensor) -> dict[str, Tensor]:
+    mse = squared_error.detach().mean()
+    return {"mse": mse, "psnr": -10.0 * torch.log10(mse)}
+
 
 class TokenizerInputs:
-    """Turns a batch of frames into the arguments of `TokenizerObjective`."""
+    """Turns a batch of frames into the arguments of `TokenizerObjective`: frames, weights, and what a flow starts from.
+
+    The seed is that of a flow decoder's noise and times; None for another decoder, which takes none.
+    """
 
     def __init__(
-        self, median_frame: UInt8[Tensor, "H W 3"], config: TokenizerStageConfig, device: torch.device
+        self,
+        median_frame: UInt8[Tensor, "H W 3"],
+        config: TokenizerStageConfig,
+        device: torch.device,
+        flow_seed: int | None = None,
     ) -> None:
         self.median = to_images(median_frame[None]).to(device)
         self.config = config
         self.device = device
+        self.flow_seed = flow_seed
 
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = to_images(batch.video.to(self.device))
         moving = ((images - self.median).abs().amax(dim=1, keepdim=True) > MOVING_THRESHOLD).float()
-        return {"images": images, "weights": 1.0 + self.config.moving_weight * moving}
+        inputs = {"images": images, "weights": 1.0 + self.config.moving_weight * moving}
+        if self.flow_seed is None:
+            return inputs
+        noise, times = flow_start(self.flow_seed, batch.positions, (batch.video.shape[1], *images.shape[1:]))
+        return inputs | {"noise": noise.to(self.device), "times": times.to(self.device)}
+
+
+def flow_start(
+    seed: int, positions: Int[Tensor, " B"], shape: tuple[int, int, int, int]
+) -> tuple[Float[Tensor, "M 3 H W"], Float[Tensor, " M"]]:
+    """Returns where the flow of each frame of B clips of `shape` [T, 3, H, W] is to be learned: noise, and a time.
+
+    Standard normal and uniform draws that depend on the seed and each clip's position alone.
+    """
+    streams = [np.random.Generator(clip_stream(seed, position)) for position in positions.tolist()]
+    times = np.stack([stream.random(shape[0], dtype=np.float32) for stream in streams])
+    noise = np.stack([stream.standard_normal(shape, dtype=np.float32) for stream in streams])
+    return torch.from_numpy(noise).flatten(0, 1), LAST_TIME * torch.from_numpy(times).flatten()
+
+
+def clip_stream(seed: int, position: int) -> np.random.Philox:
+    """Returns the random numbers of the clip at a position in the data order."""
+    return np.random.Philox(key=[seed, position])
 
 
 class FlamObjective(nn.Module):
@@ -181,15 +237,12 @@ class FlamInputs:
 
     def noise(self, positions: Tensor) -> Tensor:
         """Standard normal draws [B, T-1, K, A] that depend on the seed and each clip's position alone."""
-        streams = (np.random.Generator(self._stream(position)) for position in positions.tolist())
+        streams = (np.random.Generator(clip_stream(self.seed, position)) for position in positions.tolist())
         draws = [stream.standard_normal(self.action_shape, dtype=np.float32) for stream in streams]
         return torch.from_numpy(np.stack(draws))
 
     def slot_noise(self, positions: Tensor) -> Tensor:
         """Standard logistic draws [B, K] that depend on these alone, too, and have nothing to do with the others."""
-        streams = (np.random.Generator(self._stream(position).jumped()) for position in positions.tolist())
+        streams = (np.random.Generator(clip_stream(self.seed, position).jumped()) for position in positions.tolist())
         draws = [stream.logistic(size=self.action_shape[1]).astype(np.float32) for stream in streams]
         return torch.from_numpy(np.stack(draws))
-
-    def _stream(self, position: int) -> np.random.Philox:
-        return np.random.Philox(key=[self.seed, position])

@@ -66,7 +66,10 @@ def empty_inputs(config: PretrainConfig, stage: Stage, num_clips: int) -> dict[s
     num_frames = stage_config(config, stage).clip_frames
     if stage == "tokenizer":
         size, num_images = tokenizer.image_size, num_clips * num_frames
-        return {"images": torch.empty(num_images, 3, size, size), "weights": torch.empty(num_images, 1, size, size)}
+        inputs = {"images": torch.empty(num_images, 3, size, size), "weights": torch.empty(num_images, 1, size, size)}
+        if tokenizer.decoder == "flow":
+            inputs |= {"noise": torch.empty(num_images, 3, size, size), "times": torch.empty(num_images)}
+        return inputs
     inputs = {
         "features": torch.empty(num_clips, num_frames, tokenizer.num_tokens, tokenizer.feature_channels),
         "noise": torch.empty(num_clips, num_frames - 1, model.num_actions, model.action_width),

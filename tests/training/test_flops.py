@@ -116,6 +116,20 @@ def impala_decoder_by_hand(config: TokenizerConfig) -> int:
     return total + linear(config.num_tokens, config.feature_channels, config.patch_channels, 3 * config.downsample**2)
 
 
+def flow_network_by_hand(config: TokenizerConfig) -> tuple[int, int]:
+    """One frame's forward at one time, and the part of it that works on the times, through which nothing learns."""
+    size, channels = config.image_size // 2, []
+    for level in range(config.downsample.bit_length() - 1):
+        channels.append(2 * min(config.base_channels * 2**level, config.max_channels))
+    width = channels[-1]
+    total = linear(1, 10, width, width) + convolution(size, 24, channels[0]) + convolution(size, channels[0], 12)
+    for level, count in enumerate(channels):
+        total += 2 * (2 * convolution(size >> level, count, count) + linear(1, width, 2 * count))  # down and up
+        if level:
+            total += 2 * convolution(size >> level, channels[level - 1], count, kernel=4)
+    return total + linear(config.num_tokens, config.feature_channels, width), linear(1, 10, width)
+
+
 @pytest.mark.parametrize(
     "config", [SMALL, one_worker("quickstart"), one_worker("multigrid")],
     ids=["small", "quickstart", "multigrid"],
@@ -132,6 +146,15 @@ def test_stage_1_counts_what_the_layers_shapes_say(config: PretrainConfig) -> No
     decoder = impala_decoder_by_hand(config.tokenizer)
     assert counted.forward == pytest.approx(encoder + decoder, rel=0.01)
     assert counted.backward == pytest.approx(2 * (encoder + decoder) - on_pixels, rel=0.01)
+
+
+@pytest.mark.parametrize("config", [SMALL, one_worker("quickstart")], ids=["small", "quickstart"])
+def test_a_flow_decoder_costs_its_draft_and_one_pass_of_its_network_a_frame_in_training(config: PretrainConfig) -> None:
+    flow = count_clip_flops(replace(config, tokenizer=replace(config.tokenizer, decoder="flow")), "tokenizer")
+    regression = count_clip_flops(config, "tokenizer")
+    network, on_times = flow_network_by_hand(config.tokenizer)
+    assert flow.forward - regression.forward == network
+    assert flow.backward - regression.backward == 2 * network - on_times
 
 
 def test_the_frozen_tokenizer_costs_its_encoders_forward_for_every_frame() -> None:

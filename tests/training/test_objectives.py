@@ -13,6 +13,7 @@ from flamscale.config import (
     ClusterConfig,
     FlamStageConfig,
     PretrainConfig,
+    TokenizerConfig,
     TokenizerStageConfig,
     WorldModelConfig,
 )
@@ -26,7 +27,16 @@ from flamscale.training.objectives import (
 )
 from flamscale.training.optimizer import build_optimizer, set_learning_rate
 from flamscale.types import Batch
-from tests.small_models import ADAPTIVE, FLAM, MONOLITHIC, TRUE_ACTIONS, small_flam, small_monolithic, small_tokenizer
+from tests.small_models import (
+    ADAPTIVE,
+    FLAM,
+    MONOLITHIC,
+    TOKENIZER,
+    TRUE_ACTIONS,
+    small_flam,
+    small_monolithic,
+    small_tokenizer,
+)
 
 CPU = torch.device("cpu")
 STAGE = FlamStageConfig(clip_frames=5, predict_steps=3, beta=0.5, beta_warmup_start=10, beta_warmup_steps=20)
@@ -316,6 +326,57 @@ def test_tokenizer_loss_is_the_weighted_squared_error_plus_the_perceptual_term()
     assert_close(loss, pixels + 2.0 * lpips)
     assert_close(metrics["lpips"], lpips.detach())
     assert not any(value.requires_grad for value in metrics.values())
+
+
+def flow_inputs(positions: Tensor, seed: int = 0) -> dict[str, Tensor]:
+    """What a flow decoder learns from, of clips of two frames."""
+    video = torch.zeros(len(positions), 2, 12, 12, 3, dtype=torch.uint8)
+    prepare = TokenizerInputs(video[0, 0], TokenizerStageConfig(moving_weight=1.0), CPU, flow_seed=seed)
+    return prepare(Batch(video, positions), 0)
+
+
+def test_a_flows_noise_and_times_belong_to_the_clip_and_the_seed() -> None:
+    whole = flow_inputs(torch.tensor([3, 8]))
+    alone, other = flow_inputs(torch.tensor([8])), flow_inputs(torch.tensor([8]), seed=1)
+    for name in ("noise", "times"):
+        assert torch.equal(whole[name][2:], alone[name])
+        assert not torch.equal(other[name], alone[name])
+        assert len(whole[name].unique(dim=0)) == 4  # each frame has its own
+    times = flow_inputs(torch.arange(200))["times"]
+    assert 0 <= times.min() < 0.05
+    assert 0.9 < times.max() < 0.95
+
+
+def test_a_flows_loss_is_the_weighted_squared_error_of_its_velocity() -> None:
+    tokenizer = small_tokenizer(replace(TOKENIZER, decoder="flow"))
+    images, weights = torch.rand(4, 3, 12, 12), 1.0 + torch.rand(4, 1, 12, 12)
+    start = {name: flow_inputs(torch.tensor([0, 1]))[name] for name in ("noise", "times")}
+    noise, t = start["noise"] * 0.5 + 0.5, start["times"][:, None, None, None]  # noise in the images' units
+    between = (1 - t) * noise + t * images
+    velocity = (tokenizer(images, **start).reconstruction - between) / (1 - t)
+    squared_error = (velocity - (images - noise)).square()
+
+    objective = TokenizerObjective(tokenizer, TokenizerStageConfig())
+    loss, metrics = objective(images, weights, **start)
+    assert_close(loss, (squared_error * weights).mean())
+    assert_close(metrics, {"velocity_error": squared_error.mean().detach()})
+    _, validated = objective.eval()(images, weights, **start)
+    assert_close(validated["mse"], (tokenizer(images).reconstruction - images).square().mean().detach())
+    assert {name for name, value in validated.items() if not value.requires_grad} == {"velocity_error", "mse", "psnr"}
+
+
+def test_a_perceptual_term_beside_a_flow_is_refused() -> None:
+    stage = TokenizerStageConfig(lpips_weight=1.0, lpips_weights="unused.safetensors")
+    with pytest.raises(ConfigError, match=r"lpips-weight 1\.0 cannot take effect with tokenizer\.decoder flow"):
+        PretrainConfig(
+            tokenizer=TokenizerConfig(decoder="flow"), tokenizer_stage=stage, cluster=ClusterConfig(num_workers=1)
+        )
+
+
+@pytest.mark.parametrize("steps", [0, 21])
+def test_a_number_of_flow_steps_beyond_training_is_refused(steps: int) -> None:
+    with pytest.raises(ConfigError, match=rf"flow-steps must lie between 1 and 20, got {steps}"):
+        TokenizerConfig(flow_steps=steps)
 
 
 def test_a_perceptual_network_is_not_trained_or_saved() -> None:
