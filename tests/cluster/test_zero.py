@@ -47,7 +47,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"findings": findings, "printed": printed}
 
 
-@pytest.mark.parametrize("case", ["toy-1", "flam-0", "flam-2", "flam-3"])
+@pytest.mark.parametrize("case", ["toy-1", "flam-0", "flam-2", "flam-3", "flow-3"])
 def test_three_clipped_and_accumulated_steps_equal_a_single_process(outcome: dict[str, Any], case: str) -> None:
     for findings in outcome["findings"]:
         differences = findings[f"parity-{case}"]

@@ -13,15 +13,16 @@ import torch
 from flamscale_cluster.zero import ZeroEngine
 from torch import Tensor, nn
 
-from flamscale.config import FlamStageConfig, StageConfig
+from flamscale.config import FlamStageConfig, StageConfig, TokenizerStageConfig
 from flamscale.errors import ConfigError
 from flamscale.models.flam import Flam
+from flamscale.models.tokenizer import Tokenizer
 from flamscale.training import metrics
 from flamscale.training.checkpoint import CheckpointStore
 from flamscale.training.engine import Engine, TorchEngine
 from flamscale.training.engine_state import read_frozen
 from flamscale.training.metrics import Meter, read_records
-from flamscale.training.objectives import FlamObjective
+from flamscale.training.objectives import FlamObjective, TokenizerObjective, flow_start
 from flamscale.types import Batch
 from tests.small_models import FLAM, TOKENIZER
 from tests.training.toy import CPU, LoaderWithout, ToyLoader, ToyObjective, prepare, run_toy, spoiled, toy_config
@@ -47,9 +48,23 @@ def prepare_flam(batch: Batch, step: int) -> dict[str, Tensor]:
     return {"features": features, "noise": noise, "beta": torch.tensor(1e-3)}
 
 
+def flow_objective(seed: int) -> TokenizerObjective:
+    """Stage 1's with a flow decoder, whose network runs once in training and several times in validation."""
+    torch.manual_seed(seed)
+    return TokenizerObjective(Tokenizer(replace(TOKENIZER, decoder="flow", flow_steps=2)), TokenizerStageConfig())
+
+
+def prepare_flow(batch: Batch, step: int) -> dict[str, Tensor]:
+    """Draws a frame of each clip from its position alone."""
+    images, _ = flow_start(1, batch.positions, (1, 3, 12, 12))
+    noise, times = flow_start(0, batch.positions, (1, 3, 12, 12))
+    return {"images": images, "weights": torch.ones(len(images), 1, 12, 12), "noise": noise, "times": times}
+
+
 OBJECTIVES: dict[str, tuple[Callable[[int], nn.Module], Prepare]] = {
     "toy": (lambda seed: ToyObjective(seed=seed), prepare),
     "flam": (flam_objective, prepare_flam),
+    "flow": (flow_objective, prepare_flow),
 }
 
 
@@ -175,7 +190,7 @@ def message(error: type[Exception], action: object) -> str:
 def main() -> None:
     torch.set_num_threads(1)
     findings: dict[str, object] = {}
-    for name, stage in (("toy", 1), ("flam", 0), ("flam", 2), ("flam", 3)):
+    for name, stage in (("toy", 1), ("flam", 0), ("flam", 2), ("flam", 3), ("flow", 3)):
         engine = make(stage, name=name)
         findings[f"parity-{name}-{stage}"] = compare_with_torch(engine, "fp32", name)
         engine.close()
