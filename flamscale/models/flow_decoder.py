@@ -17,19 +17,20 @@ from flamscale.config import TokenizerConfig
 from flamscale.models.networks import build_decoder, group_norm, level_channels
 
 LAST_TIME = 0.95
-"""Training's times lie below it (0: noise, 1: frame): a velocity's error is the frame's over 1 - t, without bound."""
+"""Training's times lie below it (0: noise, 1: frame), since a velocity's error, the frame's over 1 - t, has no bound;
+20 steps, the most that TokenizerConfig takes, go no further."""
 NUM_FREQUENCIES = 5
 """Waves that stand for a time (count)."""
 
 
 class FlowDecoder(nn.Module):
-    """Rectified flow from noise to a frame, given the frame's features (Lipman et al., arXiv 2210.02747).
+    """Rectified flow from noise to a frame, given the frame's features (Liu et al., arXiv 2209.03003; Lipman et al.,
+    arXiv 2210.02747).
 
-    On its way x_t = (1 - t) noise + t x, the network predicts the frame x, and so the velocity (x - x_t) / (1 - t): a
-    network with few channels can draw a frame, but not pass on noise (Li & He, arXiv 2511.13720). A decoder that is a
-    flow, with the encoder trained through it by this loss alone, is DiTo's (Chen et al., arXiv 2501.18593); here tokens
-    are discrete, the network is small, and the noise of inference is the same for all frames, so that what stands still
-    does not flicker.
+    At x_t = (1 - t) noise + t x the network predicts the frame x, and so the velocity (x - x_t) / (1 - t): a network of
+    few channels can draw a frame, but not pass on noise (Li & He, arXiv 2511.13720). That a flow may decode, and train
+    the encoder by its loss alone, is DiTo's idea (Chen et al., arXiv 2501.18593); unlike there, tokens are discrete and
+    the network is small. All frames are drawn from the same noise, so that what stands still does not flicker.
     """
 
     noise: Tensor
@@ -44,7 +45,7 @@ class FlowDecoder(nn.Module):
         self.register_buffer("noise", torch.tensor(noise))  # kept with the weights: the same frames everywhere
 
     def forward(self, features: Float[Tensor, "M C h w"]) -> Float[Tensor, "M 3 H W"]:
-        """Returns frames centred on 0, always the same of the same features, by Euler's method."""
+        """Returns frames centred on 0, by Euler's method: the same features give the same frame."""
         draft = self.draft(features)
         x = self.noise.expand_as(draft)
         for step in range(self.num_steps):
@@ -60,7 +61,7 @@ class FlowDecoder(nn.Module):
         noise: Float[Tensor, "M 3 H W"],
         times: Float[Tensor, " M"],
     ) -> Float[Tensor, "M 3 H W"]:
-        """Returns what the network takes the frames x, centred on 0, for at these times of their ways from noise."""
+        """Returns the frames that the network predicts at x_t, on the way from noise to the frames x centred on 0."""
         share = times[:, None, None, None]
         return self.network((1 - share) * noise + share * x, times, features, self.draft(features))
 
@@ -74,10 +75,10 @@ class FlowNetwork(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        channels = [2 * count for count in level_channels(config)]
+        channels, pixels = [2 * count for count in level_channels(config)], 3 * 2 * 2
         width = channels[-1]
         self.time = nn.Sequential(nn.Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.first = nn.Conv2d(2 * 12, channels[0], 3, padding=1)
+        self.first = nn.Conv2d(2 * pixels, channels[0], 3, padding=1)
         self.down = nn.ModuleList(TimedBlock(count, width) for count in channels)
         self.shrink = nn.ModuleList(
             nn.Conv2d(fine, coarse, 4, stride=2, padding=1) for fine, coarse in pairwise(channels)
@@ -87,7 +88,7 @@ class FlowNetwork(nn.Module):
         self.grow = nn.ModuleList(
             nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1) for fine, coarse in pairwise(channels)
         )
-        self.last = nn.Sequential(group_norm(channels[0]), nn.SiLU(), nn.Conv2d(channels[0], 12, 3, padding=1))
+        self.last = nn.Sequential(group_norm(channels[0]), nn.SiLU(), nn.Conv2d(channels[0], pixels, 3, padding=1))
 
     def forward(
         self,
