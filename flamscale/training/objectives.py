@@ -106,7 +106,8 @@ def flow_start(
 ) -> tuple[Float[Tensor, "M 3 H W"], Float[Tensor, " M"]]:
     """Returns where the flow of each frame of B clips of `shape` [T, 3, H, W] is to be learned: noise, and a time.
 
-    Standard normal and uniform draws that depend on the seed and each clip's position alone.
+    Standard normal and uniform draws that depend on the seed and each clip's position alone, made on the host, so that
+    they are the same on any device: on a GPU with large frames, time lost.
     """
     streams = [np.random.Generator(clip_stream(seed, position)) for position in positions.tolist()]
     times = np.stack([stream.random(shape[0], dtype=np.float32) for stream in streams])
