@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from flamscale.data.decode_backends import decode_opencv, decode_pyav, decode_torchcodec
+from flamscale.data.freed_memory import note_decoded_clip
 from flamscale.errors import ConfigError, DataError
 
 Backend = Literal["pyav", "torchcodec", "opencv"]
@@ -81,6 +82,7 @@ def decode_frames(
                 f"{frame.shape[0]}x{frame.shape[1]}."
             )
         out[num_decoded - 1] = frame
+    note_decoded_clip()
     if out is None or num_decoded != count:
         raise DataError(
             f"This video should hold frames {first} to {wanted[-1]}, and only {num_decoded} of {count} came out."
