@@ -37,6 +37,8 @@ class Grids:
     budgets: tuple[float, ...]
     num_steps: int
     """Of every run that no budget decides about (count)."""
+    global_batch: int = 0
+    """Of every run's stage 2 (clips); 0 for the preset's."""
     episodes: int = 0
     """Of each simulated data set (count)."""
     num_agents: int = 4
@@ -50,7 +52,8 @@ GRIDS = {
         videos=(2, 8, 32, 128, 512),
         sizes=tuple(SIZES[name] for name in ("xxs", "xs", "s", "m")),
         budgets=(1e12, 2e12, 4e12),
-        num_steps=1_000,
+        num_steps=1_500,
+        global_batch=16,  # where clips are few, more steps in smaller batches come further
         episodes=640,
     ),
     "multigrid": Grids(
@@ -160,11 +163,13 @@ def _of_one_data_set(name: str, question: str, axes: tuple[Axis, ...], where: tu
 
 def _base(preset: str, data: str, out: str) -> PretrainConfig:
     """The preset in one process, which reads the data set that lies there unless an axis names another."""
-    config = PRESETS[preset]()
+    config, grids = PRESETS[preset](), GRIDS[preset]
+    stage = config.flam_stage
     config = replace(
         config,
         out=str(Path(out).resolve()),
         data=replace(config.data, url=(absolute(data),)),
+        flam_stage=replace(stage, global_batch=grids.global_batch or stage.global_batch),
         cluster=replace(config.cluster, num_workers=1, zero_stage=0),
     )
-    return with_steps(config, GRIDS[preset].num_steps)
+    return with_steps(config, grids.num_steps)
